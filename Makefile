@@ -1,0 +1,44 @@
+# `make demo` and `make test` set up all they need in .venv and say what they do.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types check bench clean
+
+demo: $(VENV)/core.stamp
+	@echo '> What is the capital of France?'
+	@$(BIN)/mechanex-jax generate "What is the capital of France?" --chat --method greedy
+	@echo '> Give me three reasons to learn to cook.'
+	@$(BIN)/mechanex-jax generate "Give me three reasons to learn to cook." --chat --method top-p --top-p 0.9 --seed 1
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/dev.stamp
+	$(BIN)/pyright
+
+check: lint types test
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/decode.py
+	$(BIN)/python benchmarks/samplers.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/core.stamp: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+# torch first and by its exact version: a plain "torch" may bring gigabytes of CUDA packages.
+$(VENV)/dev.stamp: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q torch==2.13.0
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@ $(VENV)/core.stamp
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache

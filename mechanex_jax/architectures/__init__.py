@@ -1,0 +1,79 @@
+"""Flax NNX model families, and the way from a checkpoint to a `Model`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from mechanex_jax.architectures import gpt2, llama
+from mechanex_jax.architectures.model import Family, Model, ModelOutput, Static, parameter_shapes
+from mechanex_jax.architectures.weights import Tensors, parameter
+from mechanex_jax.errors import CheckpointError
+
+_LLAMA = Family(llama.configure, llama.Llama, llama.weights)
+FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "gpt2": Family(gpt2.configure, gpt2.GPT2, gpt2.weights)}
+
+
+class _Prefixed:
+    """GPT-2 checkpoints come with and without `transformer.` in front of their names."""
+
+    def __init__(self, tensors: Tensors, prefix: str):
+        self._tensors, self._prefix = tensors, prefix
+        self.names = frozenset(prefix + name for name in tensors.names)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._tensors.shape(name.removeprefix(self._prefix))
+
+    def read(self, name: str) -> np.ndarray:
+        return self._tensors.read(name.removeprefix(self._prefix))
+
+
+def build(
+    config: dict[str, Any],
+    tensors: Tensors,
+    *,
+    dtype: str,
+    device: jax.Device,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Model:
+    """A `Model` from HF's `config.json` (as a dict) and the checkpoint's tensors.
+
+    Args:
+      config: the content of `config.json`.
+      tensors: where to read from.
+      dtype: of the parameters, by name.
+      device: where to put them.
+      report: called with the bytes that are there and those that will be.
+
+    Raises:
+      CheckpointError: a model type that no family covers, missing keys, tensors that don't fit.
+    """
+    kind = config.get("model_type")
+    family = FAMILIES.get(kind or "")
+    if family is None:
+        raise CheckpointError(
+            f"config.json: got model_type {kind!r}; expected one of {', '.join(FAMILIES)}. "
+            "Other architectures are added as one file in mechanex_jax/architectures."
+        )
+    try:
+        static = Static(family, family.configure(config), dtype)
+    except KeyError as error:
+        raise CheckpointError(f"config.json: missing {error.args[0]!r}, which a {kind} model needs.") from error
+    plan = family.weights(static.config)
+    if kind == "gpt2" and "wte.weight" in tensors.names:
+        tensors = _Prefixed(tensors, "transformer.")
+    shapes = parameter_shapes(static)
+    params = []
+    total, done = sum(shape.size * shape.dtype.itemsize for shape in shapes.values()), 0
+    for path, shape in shapes.items():
+        names, assemble = plan[path]
+        params.append(jax.device_put(parameter(path, shape.shape, shape.dtype, names, assemble, tensors), device))
+        done += params[-1].nbytes
+        report(done, total)
+    return Model(tuple(params), static)
+
+
+__all__ = ["FAMILIES", "Family", "Model", "ModelOutput", "build"]

@@ -1,0 +1,100 @@
+"""GPT-2: learned positions, layer norms with bias, full multi-head attention (Radford et al. 2019)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mechanex_jax.architectures import layers
+from mechanex_jax.architectures.weights import copy, side_by_side
+from mechanex_jax.errors import CheckpointError
+
+
+@dataclasses.dataclass(frozen=True)
+class GPT2Config:
+    """See `architectures.model.Config`."""
+
+    vocabulary: int
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    hidden: int
+    norm_eps: float
+    tied: bool = True
+
+
+def configure(hf: dict[str, Any]) -> GPT2Config:
+    """From HF's `config.json` of model type `gpt2`."""
+    required = {"activation_function": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+    for name, value in required.items():
+        if hf.get(name, value) != value:
+            raise CheckpointError(f"config.json: got {name} {hf[name]!r}; expected {value!r}.")
+    width, heads = hf["n_embd"], hf["n_head"]
+    return GPT2Config(
+        vocabulary=hf["vocab_size"],
+        width=width,
+        layers=hf["n_layer"],
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        context=hf.get("n_positions", 1024),
+        hidden=hf.get("n_inner") or 4 * width,
+        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
+        tied=bool(hf.get("tie_word_embeddings", True)),
+    )
+
+
+class GPT2(nnx.Module):
+    def __init__(self, config: GPT2Config, dtype: Any):
+        c = config
+        self.embedding = None if c.tied else layers.Embedding(c.vocabulary, c.width, dtype)
+        self.places = layers.Embedding(c.context, c.width, dtype)
+        self.blocks = nnx.List(
+            layers.Block(
+                layers.LayerNorm(c.width, c.norm_eps, dtype),
+                layers.Attention(
+                    c.width, c.heads, c.kv_heads, c.head_dim, qkv_bias=True, out_bias=True, window=None, dtype=dtype
+                ),
+                layers.LayerNorm(c.width, c.norm_eps, dtype),
+                layers.MLP(c.width, c.hidden, dtype),
+            )
+            for _ in range(c.layers)
+        )
+        self.norm = layers.LayerNorm(c.width, c.norm_eps, dtype)
+        self.unembedding = layers.Unembedding(c.width, c.vocabulary, dtype)
+
+    def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        return (self.embedding or self.unembedding).embed(tokens) + self.places.embed(positions)
+
+    def rotation(self, positions: jax.Array) -> None:
+        return None
+
+
+def weights(config: GPT2Config) -> dict[str, tuple[tuple[str, ...], Any]]:
+    """Parameter path -> HF tensor names and how to assemble them. GPT-2's own matrices are [in, out] already."""
+    plan: dict[str, tuple[tuple[str, ...], Any]] = {
+        "places.table": (("transformer.wpe.weight",), copy),
+        "norm.scale": (("transformer.ln_f.weight",), copy),
+        "norm.bias": (("transformer.ln_f.bias",), copy),
+        "unembedding.kernel": (("transformer.wte.weight" if config.tied else "lm_head.weight",), side_by_side),
+    }
+    if not config.tied:
+        plan["embedding.table"] = (("transformer.wte.weight",), copy)
+    names = {"attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+    norms = {"norm1": "ln_1", "norm2": "ln_2"}
+    for i in range(config.layers):
+        ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
+        for mine, hf in names.items():
+            plan[f"{ours}.{mine}.kernel"] = ((f"{theirs}.{hf}.weight",), copy)
+            plan[f"{ours}.{mine}.bias"] = ((f"{theirs}.{hf}.bias",), copy)
+        for mine, hf in norms.items():
+            plan[f"{ours}.{mine}.scale"] = ((f"{theirs}.{hf}.weight",), copy)
+            plan[f"{ours}.{mine}.bias"] = ((f"{theirs}.{hf}.bias",), copy)
+    return plan

@@ -1,0 +1,100 @@
+"""Keys and values of past positions, and attention over them.
+
+One array per layer for keys and one for values, `[B, K, T, H]`, never stacked over layers: XLA would copy a stack on every
+step. Rows stand at different positions; a row's `lengths` says how many of its positions are real.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Float, Int32
+
+BLOCK = 128
+_MASKED = -1e30  # finite: a block in which a query sees nothing must not turn into NaN
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Cache:
+    """Attributes:
+    keys, values: one `[B, K, T, H]` per layer; T is a multiple of `BLOCK` or below it.
+    lengths: int32 [B], positions that hold real tokens; what lies beyond is never attended to.
+    """
+
+    keys: tuple[jax.Array, ...]
+    values: tuple[jax.Array, ...]
+    lengths: jax.Array
+
+    @property
+    def capacity(self) -> int:
+        return self.keys[0].shape[2]
+
+
+def empty(layers: int, batch: int, kv_heads: int, positions: int, head_dim: int, dtype: Any) -> Cache:
+    """A cache without tokens, for `positions` of them in each of `batch` rows (rounded up to whole blocks)."""
+    capacity = positions if positions <= BLOCK else -(-positions // BLOCK) * BLOCK
+    shape = (batch, kv_heads, capacity, head_dim)
+    keys = tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+    values = tuple(jnp.zeros(shape, dtype) for _ in range(layers))
+    return Cache(keys, values, jnp.zeros(batch, jnp.int32))
+
+
+def write(
+    past: Float[jax.Array, "B K T H"], new: Float[jax.Array, "B K S H"], lengths: Int32[jax.Array, " B"]
+) -> Float[jax.Array, "B K T H"]:
+    """Put S positions behind each row's real ones. T must leave room: dynamic_update_slice clamps silently."""
+    return jax.vmap(lambda p, n, at: jax.lax.dynamic_update_slice(p, n, (0, at, 0)))(past, new.astype(past.dtype), lengths)
+
+
+def attend(
+    queries: Float[jax.Array, "B K Q H"],
+    keys: Float[jax.Array, "B K T H"],
+    values: Float[jax.Array, "B K T H"],
+    positions: Int32[jax.Array, "B Q"],
+    blocks: int | jax.Array,
+    *,
+    scale: float,
+    window: int | None = None,
+) -> Float[jax.Array, "B K Q H"]:
+    """Causal attention by blocks of `BLOCK` positions with an online softmax, up to the longest live row.
+
+    Args:
+      queries: all that share a key head, Q = positions x queries per key head.
+      positions: position of each query; it sees keys at or before it (and, with `window`, only the last `window` of them).
+      blocks: how many blocks to visit; traced in decoding, so that a long allocation costs nothing, and a plain int where
+        gradients are wanted.
+      scale: factor on the scores.
+    """
+    batch, kv, q, head = queries.shape
+    width = min(BLOCK, keys.shape[2])
+    queries = (queries * scale).astype(keys.dtype)
+
+    def block(index: Any, carry: tuple[jax.Array, jax.Array, jax.Array]):
+        top, mass, out = carry
+        start = index * width
+        k = jax.lax.dynamic_slice_in_dim(keys, start, width, 2)
+        v = jax.lax.dynamic_slice_in_dim(values, start, width, 2)
+        scores = jnp.einsum("bkqh,bkth->bkqt", queries, k, preferred_element_type=jnp.float32)
+        distance = positions[:, :, None] - (start + jnp.arange(width))
+        seen = distance >= 0
+        if window is not None:
+            seen &= distance < window
+        scores = jnp.where(seen[:, None], scores, _MASKED)
+        new_top = jnp.maximum(top, scores.max(-1))
+        weights = jnp.exp(scores - new_top[..., None])
+        shrink = jnp.exp(top - new_top)
+        mass = mass * shrink + weights.sum(-1)
+        step = jnp.einsum("bkqt,bkth->bkqh", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+        return new_top, mass, out * shrink[..., None] + step
+
+    start = (
+        jnp.full((batch, kv, q), _MASKED, jnp.float32),
+        jnp.zeros((batch, kv, q), jnp.float32),
+        jnp.zeros((batch, kv, q, head), jnp.float32),
+    )
+    _, mass, out = jax.lax.fori_loop(0, blocks, block, start)
+    return out / mass[..., None]

@@ -1,0 +1,21 @@
+"""Where models come from: names, files, weights and tokenizers. NumPy only; nothing here knows JAX."""
+
+from mechanex_jax.checkpoints.cache import build_folder, cache_folder
+from mechanex_jax.checkpoints.catalogue import Entry, catalogue, default_name
+from mechanex_jax.checkpoints.checkpoint import Checkpoint
+from mechanex_jax.checkpoints.safetensors import TensorReader
+from mechanex_jax.checkpoints.sources import pull, resolve
+from mechanex_jax.checkpoints.tokenizer import Tokenizer
+
+__all__ = [
+    "Checkpoint",
+    "Entry",
+    "TensorReader",
+    "Tokenizer",
+    "build_folder",
+    "cache_folder",
+    "catalogue",
+    "default_name",
+    "pull",
+    "resolve",
+]

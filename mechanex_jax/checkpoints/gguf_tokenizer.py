@@ -1,0 +1,131 @@
+"""The tokenizer inside a GGUF file, as the files that the Hugging Face libraries read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mechanex_jax.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tokenizers.pre_tokenizers import PreTokenizer
+
+# llama.cpp's kinds of token: unknown, control and unused stand for no text; user-defined ones are matched as they are.
+_NO_TEXT = {2, 3, 5}
+_USER_DEFINED = 4
+
+_LLAMA_3_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
+
+
+def files(source: Path, fields: Mapping[str, Any]) -> dict[str, str]:
+    """The text of `tokenizer.json` and `tokenizer_config.json`.
+
+    Args:
+      source: the GGUF file, for error messages.
+      fields: its metadata.
+
+    Raises:
+      CheckpointError: no tokenizer, or one of a kind that is not known here.
+    """
+    kind = _field(source, fields, "model")
+    if kind != "gpt2":
+        raise CheckpointError(
+            f"{source}: got a tokenizer of kind {kind!r}; expected 'gpt2' (byte-level BPE). Load the model's safetensors with "
+            "its tokenizer.json instead."
+        )
+    pre = fields.get("tokenizer.ggml.pre")
+    if pre not in _PRE_TOKENIZERS:
+        raise CheckpointError(
+            f"{source}: got the pre-tokenizer {pre!r}; expected one of {', '.join(_PRE_TOKENIZERS)}. Load the model's "
+            "safetensors with its tokenizer.json instead."
+        )
+    pre_tokenizer, settings, begins = _PRE_TOKENIZERS[pre]
+    tokens = _field(source, fields, "tokens")
+    kinds = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
+    add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", begins))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "add_bos_token": add_bos,
+        "add_eos_token": bool(fields.get("tokenizer.ggml.add_eos_token", False)),
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": fields.get("llama.context_length"),
+        **{f"{role}_token": tokens[index] for role, index in _roles(fields).items()},
+    }
+    if "tokenizer.chat_template" in fields:
+        config["chat_template"] = fields["tokenizer.chat_template"]
+    merges = [tuple(merge.split(" ", 1)) for merge in _field(source, fields, "merges")]
+    try:
+        tokenizer = _byte_level_bpe(tokens, kinds, merges, pre_tokenizer(), settings)
+    except Exception as error:  # the library raises bare Exceptions
+        raise CheckpointError(f"{source}: tokens and merges do not fit together ({error}). The file is corrupt.") from error
+    return {"tokenizer.json": tokenizer, "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False)}
+
+
+def special_ids(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Ids of the tokens that begin, end and pad, as `config.json` names them; a separate end of turn ends as well."""
+    ids: dict[str, Any] = {f"{role}_token_id": index for role, index in _roles(fields).items() if role != "unk"}
+    turn = fields.get("tokenizer.ggml.eot_token_id")
+    if turn is not None and turn != ids.get("eos_token_id"):
+        ids["eos_token_id"] = [end for end in (ids.get("eos_token_id"), turn) if end is not None]
+    return ids
+
+
+def _field(source: Path, fields: Mapping[str, Any], key: str) -> Any:
+    if f"tokenizer.ggml.{key}" not in fields:
+        raise CheckpointError(f"{source}: no field tokenizer.ggml.{key}; expected a file with its tokenizer inside.")
+    return fields[f"tokenizer.ggml.{key}"]
+
+
+def _roles(fields: Mapping[str, Any]) -> dict[str, int]:
+    found = {role: fields.get(f"tokenizer.ggml.{key}") for role, key in _ROLES.items()}
+    return {role: index for role, index in found.items() if index is not None}
+
+
+def _byte_level_bpe(
+    tokens: list[str],
+    kinds: list[int],
+    merges: list[Any],
+    pre_tokenizer: PreTokenizer,
+    settings: Mapping[str, Any],
+) -> str:
+    from tokenizers import AddedToken, Tokenizer, decoders, models
+
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges, **settings))
+    tokenizer.pre_tokenizer = pre_tokenizer
+    tokenizer.decoder = decoders.ByteLevel()
+    named = list(zip(tokens, kinds, strict=True))
+    tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token, kind in named if kind in _NO_TEXT])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token, kind in named if kind == _USER_DEFINED])
+    return tokenizer.to_str()
+
+
+def _gpt_2() -> PreTokenizer:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.ByteLevel(add_prefix_space=False)
+
+
+def _smollm() -> PreTokenizer:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), _gpt_2()])
+
+
+def _llama_3() -> PreTokenizer:
+    from tokenizers import Regex, pre_tokenizers
+
+    words = pre_tokenizers.Split(Regex(_LLAMA_3_WORDS), "isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+# By llama.cpp's name: how text is cut, settings of the BPE, and whether texts begin with BOS unless the file says so.
+_PRE_TOKENIZERS: dict[str, tuple[Callable[[], PreTokenizer], dict[str, Any], bool]] = {
+    "smollm": (_smollm, {}, False),
+    "gpt-2": (_gpt_2, {}, False),
+    "llama-bpe": (_llama_3, {"ignore_merges": True}, True),
+}

@@ -1,0 +1,29 @@
+"""One progress bar for everything that takes a while: downloads, conversion, loading, long batches."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+Report = Callable[[int, int], None]
+"""Called with what is done and the total."""
+
+
+def silent(done: int, total: int) -> None:
+    """A report that goes nowhere."""
+
+
+@contextlib.contextmanager
+def bar(description: str, *, enabled: bool, unit: str = "bytes") -> Iterator[Report]:
+    """A bar on standard error for the time of the `with` block; yields the function that moves it, in `unit`s."""
+    if not enabled:
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    amount = (DownloadColumn(),) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
+    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as shown:
+        task = shown.add_task(description, total=None)
+        yield lambda done, total: shown.update(task, completed=done, total=total or None)

@@ -1,0 +1,220 @@
+"""What one row is asked for: all arguments of `generate`, validated once, on the host, before anything compiles."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from mechanex_jax.errors import NotLocalError, expected
+from mechanex_jax.methods import METHODS, Method, method
+
+# Arguments whose documented default is None and that belong to a method (the others, None too, go with every method).
+_OF_METHODS = frozenset().union(*(m.reads for m in METHODS.values()))
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerationConfig:
+    """One row's arguments. Names and defaults are those of `generate`, where they are described."""
+
+    max_tokens: int = 128
+    sampling_method: str = "top-k"
+    temperature: float = 0.7
+    top_k: int = 50
+    top_p: float = 0.9
+    min_p: float | None = None
+    typical_p: float | None = None
+    ads_subset_size: int | None = None
+    ads_beta: float | None = None
+    steering_vector: Any = None
+    steering_strength: float = 0
+    steering_preset: str | None = None
+    json_schema: Any = None
+    regex_pattern: str | None = None
+    grammar: str | None = None
+    draft_model: str | None = None
+    ensemble_models: Sequence[str] | None = None
+    best_of_n: int = 1
+    adaptive_temperature: bool = False
+    adaptive_temperature_schedule: Sequence[float] | None = None
+    adaptive_top_p: bool = False
+    adaptive_top_p_schedule: Sequence[float] | None = None
+    confidence_triggered_regeneration: bool = False
+    confidence_threshold: float = 0.5
+    code_unit_tests: Sequence[str] | None = None
+    policy: Any = None
+    policy_id: str | None = None
+    include_trace: bool = False
+    stop: str | Sequence[str] | None = None
+    chat: bool = False
+    min_tokens: int = 0
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: Mapping[int, float] | None = None
+
+    def __post_init__(self) -> None:
+        chosen = method(self.sampling_method)
+        for name, check in _CHECKS.items():
+            value = getattr(self, name)
+            if value is not None:
+                check(name, value)
+        for name in sorted(_OF_METHODS - chosen.reads):
+            if getattr(self, name) is not None:
+                users = [m.name for m in METHODS.values() if name in m.reads]
+                raise expected(
+                    name,
+                    getattr(self, name),
+                    f"None, because {chosen.name} does not use it",
+                    f"Leave it out, or use sampling_method={users[0]!r}.",
+                )
+        if self.min_tokens > self.max_tokens:
+            raise expected("min_tokens", self.min_tokens, f"at most max_tokens, {self.max_tokens}")
+        for name in _NOT_YET:
+            value, default = getattr(self, name), getattr(GenerationConfig, name)
+            if value is not default and (default is None or value != default):
+                raise NotLocalError(f"{name}: not available in this version; leave it at its default.")
+        if chosen.loop is None:
+            served = ", ".join(m.name for m in METHODS.values() if m.loop)
+            raise NotLocalError(
+                f"sampling_method: {self.sampling_method!r} is not available in this version; available are {served}."
+            )
+
+    @property
+    def method(self) -> Method:
+        return method(self.sampling_method)
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+
+
+# Documented arguments that later parts of the library serve. Strength, threshold and flags without effect stay accepted.
+_NOT_YET = (
+    "steering_preset",
+    "json_schema",
+    "regex_pattern",
+    "grammar",
+    "draft_model",
+    "ensemble_models",
+    "best_of_n",
+    "adaptive_temperature_schedule",
+    "adaptive_top_p_schedule",
+    "confidence_triggered_regeneration",
+    "code_unit_tests",
+    "policy",
+    "policy_id",
+    "include_trace",
+    "adaptive_temperature",
+    "adaptive_top_p",
+)
+
+
+def _integer(least: int) -> Callable[[str, Any], None]:
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+            raise expected(name, value, f"a whole number, at least {least}")
+
+    return check
+
+
+def _number(low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str, Any], None]:
+    """A finite number between `low` and `high`, both included but for `open_low`."""
+
+    def check(name: str, value: Any) -> None:
+        fits = (
+            isinstance(value, numbers.Real)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and (low < value if open_low else low <= value)
+            and value <= high
+        )
+        if not fits:
+            span = f"above {low:g}" if open_low else f"{low:g} or more" if math.isfinite(low) else ""
+            ends = [span, f"at most {high:g}" if math.isfinite(high) else ""]
+            raise expected(name, value, ", ".join(["a finite number", *filter(None, ends)]))
+
+    return check
+
+
+def _stop(name: str, value: Any) -> None:
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) and s for s in strings):
+        raise expected(name, value, "a string or a list of strings, none of them empty")
+
+
+def _bias(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise expected(name, value, "a mapping of token ids to numbers, such as {50256: -100}")
+    for token, bias in value.items():
+        whole = isinstance(token, numbers.Integral) or (isinstance(token, str) and token.isdigit())
+        if not whole or not isinstance(bias, numbers.Real) or math.isnan(bias) or bias == math.inf:
+            raise expected(name, {token: bias}, "token ids mapped to finite numbers, or -inf for never")
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise expected(name, value, "True or False")
+
+
+_CHECKS: dict[str, Callable[[str, Any], None]] = {
+    "max_tokens": _integer(1),
+    "min_tokens": _integer(0),
+    "temperature": _number(0.0),
+    "top_k": _integer(1),
+    "top_p": _number(0.0, 1.0, open_low=True),
+    "min_p": _number(0.0, 1.0),
+    "typical_p": _number(0.0, 1.0, open_low=True),
+    "steering_strength": _number(-math.inf),
+    "confidence_threshold": _number(0.0, 1.0),
+    "best_of_n": _integer(1),
+    "stop": _stop,
+    "chat": _flag,
+    "include_trace": _flag,
+    "adaptive_temperature": _flag,
+    "adaptive_top_p": _flag,
+    "confidence_triggered_regeneration": _flag,
+    "repetition_penalty": _number(0.0, open_low=True),
+    "presence_penalty": _number(-math.inf),
+    "frequency_penalty": _number(-math.inf),
+    "logit_bias": _bias,
+}
+
+# Arguments that are lists for one row already: in a batch, a list of lists gives every row its own.
+LIST_TYPED = frozenset(
+    {"ensemble_models", "adaptive_temperature_schedule", "adaptive_top_p_schedule", "code_unit_tests", "stop"}
+)
+
+
+def per_row(arguments: Mapping[str, Any], rows: int) -> list[GenerationConfig]:
+    """One configuration per row from arguments of which each is one value for all rows, or a list with one per row.
+
+    Raises:
+      ArgumentError: a list of another length; or what `GenerationConfig` finds wrong, with the row's number.
+    """
+    columns: dict[str, Sequence[Any]] = {}
+    common: dict[str, Any] = {}
+    for name, value in arguments.items():
+        varies = isinstance(value, (list, tuple))
+        if varies and name in LIST_TYPED:
+            varies = any(isinstance(item, (list, tuple)) for item in value)
+        if not varies:
+            common[name] = value
+        elif len(value) == rows:
+            columns[name] = value
+        else:
+            raise expected(name, f"{len(value)} values", f"one value, or a list of {rows} (one per prompt)")
+    if not columns:  # the usual case: validate once
+        return [GenerationConfig(**common)] * rows
+    return [_row(index, {**common, **{name: column[index] for name, column in columns.items()}}) for index in range(rows)]
+
+
+def _row(index: int, arguments: dict[str, Any]) -> GenerationConfig:
+    try:
+        return GenerationConfig(**arguments)
+    except (ValueError, NotImplementedError) as error:
+        error.args = (f"Row {index}: {error.args[0]}",)
+        error.message = error.args[0]  # type: ignore[attr-defined]
+        raise

@@ -1,0 +1,47 @@
+"""Every error that the library raises on purpose.
+
+`MechanexError` is the base of all. An error about an argument is a `ValueError` too, so that code which expects Python's
+own types keeps working. Messages say what was given, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class MechanexError(Exception):
+    """Base of all errors of this library: `message`, `status_code` and `details` as in the hosted API."""
+
+    def __init__(self, message: str, *, status_code: int | None = None, details: Any = None):
+        super().__init__(message)
+        self.message = message
+        self.status_code = status_code
+        self.details = details
+
+
+class ArgumentError(MechanexError, ValueError):
+    """An argument has a value that cannot be used."""
+
+
+class ModelError(MechanexError):
+    """A model cannot be found, fetched, read or built."""
+
+
+class ModelNotFoundError(ModelError, LookupError):
+    """No model has this name, or no model is loaded."""
+
+
+class CheckpointError(ModelError):
+    """Files of a model are missing, truncated, corrupt or of an unknown kind."""
+
+
+class NotLocalError(MechanexError, NotImplementedError):
+    """The call resolves to something that this build cannot do (yet): the message names the argument and the way out."""
+
+
+def expected(argument: str, got: Any, expected: str, action: str = "") -> ArgumentError:
+    """The one form of an argument error: got, expected, what to do."""
+    shown = repr(got)
+    if len(shown) > 120:
+        shown = shown[:117] + "..."
+    return ArgumentError(f"{argument}: got {shown}; expected {expected}." + (f" {action}" if action else ""))

@@ -1,0 +1,254 @@
+"""`mx.generation`: text from a prompt, from many prompts, or in pieces.
+
+The functions of this module work on the default session; `Mechanex(...).generation` has the same ones for a session of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from mechanex_jax.checkpoints.progress import bar as progress_bar
+from mechanex_jax.config import LIST_TYPED, GenerationConfig, per_row
+from mechanex_jax.edits import compose
+from mechanex_jax.engine import MICRO_BATCH, Completion, Request, prepare, row_keys, run
+from mechanex_jax.engine import stream as stream_pieces
+from mechanex_jax.errors import expected
+from mechanex_jax.transforms import chain
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Session(Protocol):
+    """What generation asks of the runtime."""
+
+    def local_model(self, name: str | None) -> Any:
+        """The loaded model to run on, after routing; raises where the call belongs elsewhere."""
+        ...
+
+
+def _shares_arguments(
+    template: Callable[Concatenate[Any, Any, P], Any], **extra: Any
+) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, Any, P], R]]:
+    """Give a method the arguments of `template` behind its own first one, by position or name, and `extra` keyword-only ones."""
+
+    def decorate(method: Callable[..., R]) -> Callable[Concatenate[Any, Any, P], R]:
+        own = list(inspect.signature(method).parameters.values())[:2]
+        shared = list(inspect.signature(template).parameters.values())[2:]
+        more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in extra.items()]
+        signature = inspect.Signature([*own, *[p for p in shared if p.name not in extra], *more])
+
+        @functools.wraps(method)
+        def bound(*args: Any, **kwargs: Any) -> R:
+            given = signature.bind(*args, **kwargs)
+            given.apply_defaults()
+            return method(*given.args[:2], **dict(list(given.arguments.items())[2:]))
+
+        bound.__signature__ = signature  # type: ignore[attr-defined]
+        return bound  # type: ignore[return-value]
+
+    return decorate
+
+
+def _seeds(seed: Any, rows: int) -> tuple[Sequence[int], Sequence[int]]:
+    """(seed, index) of each row: one seed counts rows, a list gives every row the first draw of its own seed."""
+    several = list(seed) if isinstance(seed, (list, tuple)) else None
+    if several is not None and len(several) != rows:
+        raise expected("seed", f"{len(several)} seeds", f"one seed, or a list of {rows} (one per prompt)")
+    for value in several if several is not None else [seed]:
+        whole = value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32)
+        if not whole:
+            raise expected("seed", value, "a whole number from 0 to 4294967295, or None for a fresh one")
+    if several is not None:
+        return [secrets.randbits(32) if s is None else s for s in several], [0] * rows
+    return [secrets.randbits(32) if seed is None else seed] * rows, range(rows)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Call:
+    """A call, checked and tokenised: nothing in it can fail on account of its arguments any more.
+
+    Attributes:
+      loaded: the model.
+      requests: one per prompt.
+      seeds: (seed, index) columns, see `_seeds`.
+      options: `transform` and `edits`, for the engine.
+      details: return Completions instead of strings.
+    """
+
+    loaded: Any
+    requests: list[Request]
+    seeds: tuple[Sequence[int], Sequence[int]]
+    options: dict[str, Any]
+    details: bool
+
+    def run(self, **more: Any) -> list[Any]:
+        found = run(self.loaded, self.requests, row_keys(*self.seeds), **self.options, **more)
+        return found if self.details else [completion.text for completion in found]
+
+
+class Generation:
+    """Text generation in one session."""
+
+    def __init__(self, session: Session | None = None):
+        self.session = session
+
+    def _call(self, prompts: Sequence[Any], arguments: Mapping[str, Any], names: Sequence[str]) -> _Call:
+        """Route, validate and tokenise, in this order and before anything compiles."""
+        assert self.session is not None, "the runtime gives every Generation its session"
+        rest = dict(arguments)
+        model, seed, details = rest.pop("model"), rest.pop("seed"), rest.pop("details")
+        options = {name: rest.pop(name) for name in ("transform", "edits")}
+        configs = per_row(rest, len(prompts))
+        seeds = _seeds(seed, len(prompts))
+        if options["transform"] is not None:
+            options["transform"] = chain(options["transform"])
+        options["edits"] = compose(options["edits"])
+        loaded = self.session.local_model(model)
+        requests = [prepare(loaded, *row) for row in zip(prompts, configs, names, strict=True)]
+        return _Call(loaded, requests, seeds, options, details)
+
+    def generate(
+        self,
+        prompt: str,
+        max_tokens: int = 128,
+        sampling_method: str = "top-k",
+        temperature: float = 0.7,
+        top_k: int = 50,
+        top_p: float = 0.9,
+        min_p: float | None = None,
+        typical_p: float | None = None,
+        ads_subset_size: int | None = None,
+        ads_beta: float | None = None,
+        steering_vector: Any = None,
+        steering_strength: float = 0,
+        steering_preset: str | None = None,
+        json_schema: Any = None,
+        regex_pattern: str | None = None,
+        grammar: str | None = None,
+        draft_model: str | None = None,
+        ensemble_models: Sequence[str] | None = None,
+        best_of_n: int = 1,
+        adaptive_temperature: bool = False,
+        adaptive_temperature_schedule: Sequence[float] | None = None,
+        adaptive_top_p: bool = False,
+        adaptive_top_p_schedule: Sequence[float] | None = None,
+        confidence_triggered_regeneration: bool = False,
+        confidence_threshold: float = 0.5,
+        code_unit_tests: Sequence[str] | None = None,
+        policy: Any = None,
+        policy_id: str | None = None,
+        include_trace: bool = False,
+        *,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        chat: bool = False,
+        model: str | None = None,
+        min_tokens: int = 0,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        transform: Any = None,
+        edits: Any = None,
+        details: bool = False,
+    ) -> str:
+        """Continue `prompt`; returns the continuation only.
+
+        The arguments up to `include_trace` are the documented API's. Only the named method's truncation is active: `top_k` has no
+        effect under "top-p". An argument whose default is None is refused by a method that doesn't use it.
+
+        Args:
+          prompt: text to continue; with `chat=True` a user's message, or a list of {"role", "content"}.
+          max_tokens: most tokens to generate, at least 1; what exceeds the model's context is cut.
+          sampling_method: see `mechanex_jax.methods`: greedy, top-k, top-p, min-p, typical.
+          temperature: divides the logits; 1 is the model's own law, 0 is greedy.
+          top_k: for "top-k"; keep the k likeliest tokens and all that tie with the last of them.
+          top_p: for "top-p"; keep the smallest set of likeliest tokens whose probability reaches it; 1 is the identity.
+          min_p: for "min-p"; keep tokens at least this share as likely as the likeliest; None is 0.05, 0 the identity.
+          typical_p: for "typical"; keep the tokens of most typical information content up to this probability; None is 0.95.
+          steering_vector: {layer: vector}, added to the residual stream as it enters the layer, times `steering_strength`.
+          steering_strength: 0, the default, does not steer.
+          ads_subset_size, ads_beta, steering_preset, json_schema, regex_pattern, grammar, draft_model, ensemble_models, best_of_n,
+            adaptive_temperature, adaptive_temperature_schedule, adaptive_top_p, adaptive_top_p_schedule,
+            confidence_triggered_regeneration, confidence_threshold, code_unit_tests, policy, policy_id, include_trace: not served
+            in this version; another value than the default raises NotImplementedError.
+          seed: 0 to 4294967295, the same text each time on one machine; None draws a fresh one.
+          stop: a string or several; the text ends before the first that appears.
+          chat: wrap the prompt in the model's chat template.
+          model: which loaded model; None is the one loaded last.
+          min_tokens: no end of sequence before this many tokens.
+          repetition_penalty: above 1 makes tokens of prompt and text less likely (arXiv 1909.05858); 1 is the identity.
+          presence_penalty: subtracted from the logits of tokens generated before; 0 is the identity.
+          frequency_penalty: the same, times how often; 0 is the identity.
+          logit_bias: {token id: added to its logit}; -inf forbids.
+          transform: a LogitsTransform of your own, applied after the method's (see `mx.transforms`).
+          edits: edits of your own, applied after the steering vectors (see `mx.edits`).
+          details: return a `Completion` (text, tokens, logprobs, finish_reason) instead of the string.
+
+        Raises:
+          ArgumentError: a bad argument; a ValueError, raised before anything compiles.
+          NotLocalError: not available in this version; a NotImplementedError.
+          ModelNotFoundError: no model is loaded, or none of that name.
+        """
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "prompt")}
+        for name, value in arguments.items():
+            if isinstance(value, (list, tuple)) and name not in LIST_TYPED:
+                raise expected(name, value, "one value", "Use generate_batch for one value per prompt.")
+        return self._call([prompt], arguments, ["prompt"]).run()[0]
+
+    @_shares_arguments(generate, batch_size=MICRO_BATCH, progress=False)
+    def generate_batch(self, prompts: Sequence[str], **arguments: Any) -> list[str]:
+        """Continue many prompts; returns one continuation per prompt, in order.
+
+        Arguments as for `generate`; each is one value for all prompts or a list with one per prompt, the method too. What is a list
+        for one prompt already (`stop`, ...) varies by a list of lists. Row i draws from fold_in(key(seed), i), so that row 0 is
+        `generate` with the same seed; a list of seeds gives row i exactly `generate(seed=seeds[i])`. `transform` and `edits` vary per
+        row through their own fields.
+
+        Args:
+          prompts: any number; they decode in micro-batches of like length.
+          batch_size: rows per micro-batch (keyword-only); it bounds memory.
+          progress: show a progress bar (keyword-only).
+
+        Raises:
+          As `generate`; a list of the wrong length is an ArgumentError.
+        """
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence):
+            raise expected("prompts", prompts, "a list of strings", "Use generate for a single one.")
+        batch_size, progress = arguments.pop("batch_size"), arguments.pop("progress")
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise expected("batch_size", batch_size, "a whole number, at least 1")
+        call = self._call(prompts, arguments, [f"prompts[{row}]" for row in range(len(prompts))])
+        with progress_bar("Generating", enabled=progress, unit="prompts") as report:
+            done = 0
+
+            def on_rows(indices: Sequence[int], completions: Sequence[Completion]) -> None:
+                nonlocal done
+                done += len(indices)
+                report(done, len(prompts))
+
+            return call.run(micro_batch=batch_size, on_rows=on_rows)
+
+    @_shares_arguments(generate)
+    def stream(self, prompt: str, **arguments: Any) -> Iterator[str]:
+        """Continue `prompt` in pieces as they come; joined, they are what `generate` returns for the same seed.
+
+        A piece never splits a character, and never holds the beginning of a stop string. Arguments as for `generate` but for
+        `details`. They are checked at the call, before the first piece is asked for.
+        """
+        if arguments["details"]:
+            raise expected("details", True, "False, because stream yields text", "Use generate for details.")
+        call = self._call([prompt], arguments, ["prompt"])
+        return stream_pieces(call.loaded, call.requests[0], row_keys(*call.seeds)[0], **call.options)
+
+
+default = Generation()
+generate, generate_batch, stream = default.generate, default.generate_batch, default.stream
+
+__all__ = ["Completion", "Generation", "GenerationConfig", "generate", "generate_batch", "stream"]

@@ -1,0 +1,85 @@
+"""The table of sampling methods: which loop runs each, which arguments it reads, and what it keeps of a distribution.
+
+A new method that only truncates is one row here. Rows of one batch may use different methods: they share one compiled program, in
+which what a row doesn't use has its neutral value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+from mechanex_jax.errors import expected
+
+NEUTRAL = {"temperature": 1.0, "top_k": 2**31 - 1, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """Attributes:
+    name: as the user writes it.
+    reads: arguments with default None that the method uses; any other such argument is refused.
+    truncation: a row's validated arguments -> the fields of `transforms.truncation` that are not neutral.
+    loop: the module of `mechanex_jax.loops` that runs it; None while no loop here does.
+    source: where the method comes from.
+    """
+
+    name: str
+    reads: frozenset[str] = frozenset()
+    truncation: Callable[[Any], dict[str, float]] = lambda row: {}
+    loop: str | None = None
+    source: str = ""
+
+
+def _top_k(row: Any) -> dict[str, float]:
+    return {"temperature": row.temperature, "top_k": row.top_k}
+
+
+def _top_p(row: Any) -> dict[str, float]:
+    return {"temperature": row.temperature, "top_p": row.top_p}
+
+
+def _min_p(row: Any) -> dict[str, float]:
+    return {"temperature": row.temperature, "min_p": 0.05 if row.min_p is None else row.min_p}
+
+
+def _typical(row: Any) -> dict[str, float]:
+    return {"temperature": row.temperature, "typical_p": 0.95 if row.typical_p is None else row.typical_p}
+
+
+_ADS = frozenset({"ads_subset_size", "ads_beta"})
+_DRAFT = frozenset({"draft_model"})
+_ONE_BY_ONE = "autoregressive"
+METHODS = {
+    method.name: method
+    for method in (
+        Method("greedy", truncation=lambda row: {"temperature": 0.0}, loop=_ONE_BY_ONE, source="argmax"),
+        Method("top-k", truncation=_top_k, loop=_ONE_BY_ONE, source="Fan et al. 2018, arXiv 1805.04833"),
+        Method("top-p", truncation=_top_p, loop=_ONE_BY_ONE, source="Holtzman et al. 2019, arXiv 1904.09751"),
+        Method("min-p", frozenset({"min_p"}), _min_p, _ONE_BY_ONE, "Nguyen et al. 2024, arXiv 2407.01082"),
+        Method("typical", frozenset({"typical_p"}), _typical, _ONE_BY_ONE, "Meister et al. 2022, arXiv 2202.00666"),
+        Method("ads", _ADS),
+        Method("constrained-beam-search"),
+        Method("guided-generation"),
+        Method("speculative-decoding", _DRAFT),
+        Method("ensemble-sampling", frozenset({"ensemble_models"})),
+    )
+}
+ALIASES = {"adaptive-determinantal-sampling": "ads", "ssd": "speculative-decoding"}
+
+
+def method(name: Any) -> Method:
+    """The method of this name.
+
+    Raises:
+      ArgumentError: there is none; the message lists all of them.
+    """
+    found = METHODS.get(ALIASES.get(name, name)) if isinstance(name, str) else None
+    if found is None:
+        near = difflib.get_close_matches(str(name), [*METHODS, *ALIASES], n=1)
+        raise expected(
+            "sampling_method", name, f"one of {', '.join(METHODS)}", f"Did you mean {near[0]!r}?" if near else ""
+        )
+    return found

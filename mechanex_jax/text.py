@@ -1,0 +1,41 @@
+"""From token ids to text, in pieces that are final: no broken character, and nothing that may yet turn into a stop string."""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+
+
+class Detokenizer:
+    """Feed it tokens as they come; what it returns, joined, is the text, however the tokens were cut into calls.
+
+    Bytes that are no valid UTF-8 become U+FFFD. The text ends before the earliest stop string.
+    """
+
+    def __init__(self, bytes_of, stops: Sequence[str] = ()):
+        self._bytes_of, self._stops = bytes_of, tuple(stops)
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._held = ""
+        self.stopped = False
+
+    def push(self, tokens: Iterable[int], last: bool = False) -> str:
+        """The text that became final with these tokens; with `last`, everything that is left."""
+        if self.stopped:
+            return ""
+        self._held += self._decoder.decode(b"".join(self._bytes_of(int(token)) for token in tokens), last)
+        hits = [at for at in map(self._held.find, self._stops) if at >= 0]
+        if hits:
+            self.stopped = True
+            ready, self._held = self._held[: min(hits)], ""
+            return ready
+        keep = 0 if last else self._possible_stop()
+        ready, self._held = self._held[: len(self._held) - keep], self._held[len(self._held) - keep :]
+        return ready
+
+    def _possible_stop(self) -> int:
+        """Length of the longest end of the held text that begins a stop string."""
+        longest = max(map(len, self._stops), default=1) - 1
+        for size in range(min(longest, len(self._held)), 0, -1):
+            if any(stop.startswith(self._held[-size:]) for stop in self._stops):
+                return size
+        return 0

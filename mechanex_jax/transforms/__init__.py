@@ -1,0 +1,50 @@
+"""Transforms of logits: the protocol, how to compose them, and a factory per method.
+
+Order in a step: constraint mask, penalties and bias, temperature, top-k, top-p, min-p, typical, then the draw.
+"""
+
+from mechanex_jax.rows import row, row_tree, shared
+from mechanex_jax.transforms.base import LogitsTransform, Stateless, Step, chain, stateless
+from mechanex_jax.transforms.draw import argmax_rows, draw, draw_rows
+from mechanex_jax.transforms.penalties import (
+    LogitBias,
+    MinNewTokens,
+    Penalties,
+    frequency_penalty,
+    logit_bias,
+    min_new_tokens,
+    penalties,
+    presence_penalty,
+    repetition_penalty,
+)
+from mechanex_jax.transforms.truncation import Truncation, min_p, temperature, top_k, top_p, truncation, typical_p
+
+__all__ = [
+    "LogitBias",
+    "LogitsTransform",
+    "MinNewTokens",
+    "Penalties",
+    "Stateless",
+    "Step",
+    "Truncation",
+    "argmax_rows",
+    "chain",
+    "draw",
+    "draw_rows",
+    "frequency_penalty",
+    "logit_bias",
+    "min_new_tokens",
+    "min_p",
+    "penalties",
+    "presence_penalty",
+    "repetition_penalty",
+    "row",
+    "row_tree",
+    "shared",
+    "stateless",
+    "temperature",
+    "top_k",
+    "top_p",
+    "truncation",
+    "typical_p",
+]

@@ -1,0 +1,159 @@
+"""What a logits transform is, and the two ways to make one from others: `chain` and `stateless`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+
+import jax
+from jaxtyping import Int32
+
+from mechanex_jax import rows
+from mechanex_jax.errors import expected
+from mechanex_jax.types import Logits, RowKey, Token
+
+State = TypeVar("State")
+
+
+class Step(NamedTuple):
+    """Where one row stands when a token is about to be chosen.
+
+    Attributes:
+      index: int32 [], tokens generated so far (0 for the first).
+      remaining: int32 [], tokens that may still be generated, this one included.
+      key: typed key [], of this row at this step; fold in a constant of your own before using it.
+    """
+
+    index: Token
+    remaining: Token
+    key: RowKey
+
+
+@runtime_checkable
+class LogitsTransform(Protocol):
+    """A pure function of one row's logits, with a state that follows the row's tokens.
+
+    Implementations are row trees (see `mechanex_jax.rows`): their fields are traced, so changing a value never recompiles.
+    Reading and writing are apart, because a token is chosen in between: speculation applies a transform at hypothetical
+    states, and beams gather states by parent.
+    """
+
+    def init(self, prompt: Int32[jax.Array, " T"], length: Token) -> Any:
+        """The state before the first token. `prompt[:length]` are real tokens, the rest is padding."""
+        ...
+
+    def apply(self, state: Any, logits: Logits, step: Step) -> Logits:
+        """Transformed logits; -inf is a token that cannot be drawn. Reads the state, never moves it."""
+        ...
+
+    def advance(self, state: Any, token: Token, step: Step) -> Any:
+        """The state after `token` was chosen."""
+        ...
+
+
+class Stateless:
+    """Base of the transforms that need no state: only `apply` is left to write."""
+
+    def init(self, prompt: Any, length: Any) -> tuple[()]:
+        return ()
+
+    def advance(self, state: tuple[()], token: Any, step: Step) -> tuple[()]:
+        return ()
+
+
+@rows.row_tree
+class Chain:
+    """Transforms applied one after the other. The empty chain is the identity."""
+
+    parts: tuple[Any, ...] = rows.nested()
+
+    def init(self, prompt: Any, length: Any) -> tuple[Any, ...]:
+        return tuple(part.init(prompt, length) for part in self.parts)
+
+    def apply(self, state: tuple[Any, ...], logits: Logits, step: Step) -> Logits:
+        for part, part_state in zip(self.parts, state, strict=True):
+            logits = part.apply(part_state, logits, step)
+        return logits
+
+    def advance(self, state: tuple[Any, ...], token: Token, step: Step) -> tuple[Any, ...]:
+        return tuple(part.advance(s, token, step) for part, s in zip(self.parts, state, strict=True))
+
+
+def chain(*transforms: Any) -> Chain:
+    """Apply `transforms` in the order given; `chain()` is the identity.
+
+    Neighbours that know how to become one (`a.fuse(b)`, as the truncations do) are fused. Nested chains are flattened.
+
+    Raises:
+      ArgumentError: a part is not a LogitsTransform.
+    """
+    parts: list[Any] = []
+    for transform in transforms:
+        if not (rows.is_row_tree(transform) and isinstance(transform, LogitsTransform)):
+            raise expected(
+                "chain",
+                transform,
+                "LogitsTransforms (row trees with init, apply and advance)",
+                "Lift a plain function with mx.transforms.stateless(fn, *arrays).",
+            )
+        for part in transform.parts if isinstance(transform, Chain) else (transform,):
+            fused = parts[-1].fuse(part) if parts and hasattr(parts[-1], "fuse") else None
+            if fused is None:
+                parts.append(part)
+            else:
+                parts[-1] = fused
+    return Chain(tuple(parts))
+
+
+@rows.row_tree
+class Lifted(Stateless):
+    """A bare function with its per-row arguments."""
+
+    fn: Callable[..., Logits] = rows.static()
+    scalars: tuple[Any, ...] = rows.nested()
+
+    def apply(self, state: Any, logits: Logits, step: Step) -> Logits:
+        return self.fn(logits, *(scalar.value for scalar in self.scalars))
+
+
+@rows.row_tree
+class _Scalar:
+    value: Any = rows.row()
+
+
+def stateless(fn: Callable[..., Logits], *scalars: Any) -> Lifted:
+    """Lift `fn(logits, *scalars) -> logits` to a transform.
+
+    Args:
+      fn: written for one row, float32 [V] -> [V]. Define it at module level: it is part of the compile key, and a lambda made
+        anew for each call compiles anew for each call.
+      *scalars: numbers, or one value per row ([B]); traced as float32, so that changing them never recompiles. A function
+        that needs larger arrays wants a class of its own with `@mx.transforms.row_tree` fields.
+
+    Raises:
+      ArgumentError: `fn` is not callable.
+    """
+    if not callable(fn):
+        raise expected("stateless", fn, "a function of one row's logits")
+    return Lifted(fn, tuple(_Scalar(rows.as_field(value)) for value in scalars))
+
+
+# The batch axis is added here and nowhere else.
+
+
+def init_rows(transform: Any, prompts: jax.Array, lengths: jax.Array) -> Any:
+    """`init` for B rows: prompts int32 [B, T], lengths int32 [B]."""
+    axes = rows.row_axes(transform)
+    return jax.vmap(lambda t, p, n: t.init(p, n), in_axes=(axes, 0, 0))(transform, prompts, lengths)
+
+
+def apply_rows(transform: Any, state: Any, logits: jax.Array, step: Step) -> jax.Array:
+    """`apply` for B rows: logits float32 [B, V], every leaf of `state` and `step` with B in front."""
+    axes = rows.row_axes(transform)
+    return jax.vmap(lambda t, *rest: t.apply(*rest), in_axes=(axes, 0, 0, 0))(transform, state, logits, step)
+
+
+def advance_rows(transform: Any, state: Any, token: jax.Array, step: Step) -> Any:
+    """`advance` for B rows: token int32 [B]."""
+    axes = rows.row_axes(transform)
+    return jax.vmap(lambda t, *rest: t.advance(*rest), in_axes=(axes, 0, 0, 0))(transform, state, token, step)

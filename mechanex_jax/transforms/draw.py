@@ -1,0 +1,72 @@
+"""Drawing a token from logits: two-level Gumbel-max.
+
+Gumbel noise for a whole vocabulary costs more than every truncation of this library. Instead, noise for the log-masses of
+blocks of tokens picks a block, then noise for its tokens picks one of them: the law is softmax(logits) all the same, and as
+each block's noise has a key of its own, a token's noise depends on nothing but the row's key and the token. Small changes
+of logits hence change few draws, which an inverse CDF cannot offer.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from mechanex_jax.types import Logits, RowKey, Token
+
+_BLOCK = 256
+
+
+def draw(key: RowKey, logits: Logits) -> Token:
+    """One token from softmax(logits).
+
+    One row sees its key and its logits; `jax.vmap` over both draws for a batch, each row independent of the others.
+
+    Args:
+      key: typed key [], consumed here. Pass a `threefry2x32` key: other implementations are not row-independent under vmap.
+      logits: float32 [V], of any scale and shift. -inf is never drawn as long as one logit is finite.
+
+    Returns:
+      int32 []. With a single finite logit it is that one, whatever the noise; with none it is 0.
+    """
+    size = logits.shape[-1]
+    # A row's maximum goes through a barrier, or XLA's CPU backend computes it again inside the fusion that reads it.
+    top = lax.optimization_barrier(jnp.max(_over_blocks(logits, jnp.max)))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    # A block that is e^-87 of the likeliest token has mass 0 here: float32 noise could not have picked it either.
+    log_mass = jnp.log(_over_blocks(jnp.exp(logits - top), jnp.sum))
+    block = _pick(jax.random.fold_in(key, 0), log_mass)
+    ids = block * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)
+    inside = jnp.where(ids < size, logits[jnp.minimum(ids, size - 1)], -jnp.inf)
+    return block * _BLOCK + _pick(jax.random.fold_in(key, block + 1), inside)
+
+
+def draw_rows(keys: jax.Array, logits: jax.Array) -> jax.Array:
+    """`draw` for B rows: keys typed [B], logits float32 [B, V] -> int32 [B]."""
+    return jax.vmap(draw)(keys, logits)
+
+
+def argmax_rows(logits: jax.Array) -> jax.Array:
+    """The first index of each row's maximum: float32 [B, V] -> int32 [B]. Faster than `jnp.argmax` on a CPU."""
+    size = logits.shape[-1]
+    block = jnp.argmax(_over_blocks(logits, jnp.max), axis=-1).astype(jnp.int32)
+    ids = block[:, None] * _BLOCK + jnp.arange(_BLOCK, dtype=jnp.int32)
+    inside = jnp.take_along_axis(logits, jnp.minimum(ids, size - 1), axis=-1)
+    inside = jnp.where(ids < size, inside, -jnp.inf)
+    return block * _BLOCK + jnp.argmax(inside, axis=-1).astype(jnp.int32)
+
+
+def _pick(key: RowKey, log_mass: jax.Array) -> Token:
+    noise = jax.random.gumbel(key, log_mass.shape, jnp.float32)
+    return jnp.argmax(log_mass + noise).astype(jnp.int32)
+
+
+def _over_blocks(values: jax.Array, reduce: object) -> jax.Array:
+    """[..., V] -> [..., ceil(V / 256)]. The last, shorter block is reduced apart: padding would copy the whole row."""
+    whole = values.shape[-1] // _BLOCK * _BLOCK
+    parts = []
+    if whole:
+        parts.append(reduce(values[..., :whole].reshape(*values.shape[:-1], -1, _BLOCK), axis=-1))  # type: ignore[operator]
+    if whole < values.shape[-1]:
+        parts.append(reduce(values[..., whole:], axis=-1, keepdims=True))  # type: ignore[operator]
+    return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=-1)
