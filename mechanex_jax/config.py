@@ -182,7 +182,7 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "logit_bias": _bias,
 }
 
-# Arguments that are lists for one row already: in a batch, a list of lists gives every row its own.
+# Arguments that are lists for one row already: in a batch, a list of lists (or of None) gives every row its own.
 LIST_TYPED = frozenset(
     {"ensemble_models", "adaptive_temperature_schedule", "adaptive_top_p_schedule", "code_unit_tests", "stop"}
 )
@@ -199,7 +199,7 @@ def per_row(arguments: Mapping[str, Any], rows: int) -> list[GenerationConfig]:
     for name, value in arguments.items():
         varies = isinstance(value, (list, tuple))
         if varies and name in LIST_TYPED:
-            varies = any(isinstance(item, (list, tuple)) for item in value)
+            varies = any(item is None or isinstance(item, (list, tuple)) for item in value)
         if not varies:
             common[name] = value
         elif len(value) == rows:

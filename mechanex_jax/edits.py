@@ -58,30 +58,45 @@ class Add:
         return x + jnp.sum(weights[:, None] * self.vectors, axis=0).astype(x.dtype)
 
 
+def _floats(name: str, value: Any) -> Any:
+    """float32 on the host from a list, NumPy, JAX or torch; what is traced, for a gradient by it, stays traced."""
+    if isinstance(value, jax.core.Tracer):
+        return value.astype(jnp.float32)
+    if hasattr(value, "detach"):  # a torch tensor, which may be on a device, or bfloat16, which NumPy lacks
+        value = value.detach().cpu().float().numpy()
+    try:
+        array = np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        raise expected(name, value, "numbers") from error
+    if not np.isfinite(array).all():
+        raise expected(name, "NaN or infinity", "finite numbers")
+    return array
+
+
 def add(vector: Any, layer: Any, strength: Any = 1.0, *, site: str = "resid_pre") -> Add:
     """Activation addition: h + strength * vector, at every position (prompt and generated).
 
     Args:
-      vector: [D] for one layer or [N, D] for N layers; [B, N, D] gives every row its own.
+      vector: [D] for one layer or [N, D] for N layers; [B, N, D] gives every row its own. May be traced.
       layer: an index, N of them, or [B, N] with -1 where a row has fewer.
       strength: a number or one per row [B]; 0 is the identity.
       site: one of `SITES`; `resid_pre` is the residual stream as it enters the block.
 
     Raises:
-      ArgumentError: unknown site, a value that is not finite, or shapes that don't fit each other.
+      ArgumentError: unknown site, a value that is not a finite number, or shapes that don't fit each other.
 
     Source: activation addition (arXiv 2308.10248).
     """
     if site not in SITES:
         raise expected("site", site, f"one of {', '.join(SITES)}")
-    vectors = np.asarray(vector, np.float32)
+    vectors = _floats("vector", vector)
     vectors = vectors[None] if vectors.ndim == 1 else vectors
-    layers = np.atleast_1d(np.asarray(layer, np.int32))
+    layers = np.atleast_1d(np.asarray(layer))
+    if not np.issubdtype(layers.dtype, np.integer):
+        raise expected("layer", layer, "whole numbers")
     if vectors.ndim not in (2, 3) or layers.shape[-1] != vectors.shape[-2]:
         raise expected("vector", vectors.shape, f"one vector [D] for each of the layers {layers.tolist()}")
-    if not np.isfinite(vectors).all():
-        raise expected("vector", "NaN or infinity", "finite numbers")
-    return Add(site, layers, vectors, rows.as_field(strength))
+    return Add(site, layers.astype(np.int32), vectors, _floats("strength", strength))
 
 
 _HOOK_NAME = re.compile(r"blocks\.(\d+)\.(?:hook_)?(" + "|".join(SITES) + ")")
@@ -105,17 +120,13 @@ def parse_steering(vectors: Any, width: int, layers: int) -> dict[str, dict[int,
     for name, value in vectors.items():
         match = _HOOK_NAME.fullmatch(str(name))
         site, index = (match[2], match[1]) if match else ("resid_pre", str(name))
-        if not index.isdigit() or int(index) >= layers:
+        if not index.isdecimal() or int(index) >= layers:
             raise expected(
                 "steering_vector", name, f"a layer from 0 to {layers - 1}, or a name such as 'blocks.0.hook_resid_pre'"
             )
-        if hasattr(value, "detach"):  # a torch tensor, which may be on a device, or bfloat16, which NumPy lacks
-            value = value.detach().cpu().float().numpy()
-        vector = np.asarray(value, np.float32)
+        vector = _floats(f"steering_vector[{name!r}]", value)
         if vector.size != width or vector.shape[-1:] != (width,):
             raise expected(f"steering_vector[{name!r}]", vector.shape, f"{width} numbers, the width of this model")
-        if not np.isfinite(vector).all():
-            raise expected(f"steering_vector[{name!r}]", "NaN or infinity", "finite numbers")
         found.setdefault(site, {})[int(index)] = vector.reshape(width)
     return found
 
@@ -136,7 +147,7 @@ def steering(per_row: Sequence[dict[str, dict[int, np.ndarray]] | None], strengt
     return tuple(edits)
 
 
-def compose(edits: Edit | Sequence[Edit] | None) -> tuple[Edit, ...]:
+def compose(edits: Any) -> tuple[Edit, ...]:
     """One edit, several or none, as the tuple that taps take; they apply in this order.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
@@ -81,6 +82,8 @@ def prepare(loaded: LoadedModel, prompt: Any, config: GenerationConfig, name: st
     if isinstance(vectors, str):
         raise NotImplementedError("steering_vector: stored vectors are not available in this version; pass {layer: vector}.")
     steering = None if vectors is None else edit.parse_steering(vectors, spec.width, spec.layers)
+    if steering is not None and config.steering_strength == 0:
+        warnings.warn("steering_vector has no effect: steering_strength is 0, its default.", UserWarning, stacklevel=2)
     return Request(tuple(tokens), config, steering)
 
 

@@ -10,7 +10,7 @@ import functools
 import inspect
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, runtime_checkable, TypeVar
 
 from mechanex_jax.checkpoints.progress import bar as progress_bar
 from mechanex_jax.config import LIST_TYPED, GenerationConfig, per_row
@@ -24,6 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@runtime_checkable
 class Session(Protocol):
     """What generation asks of the runtime."""
 

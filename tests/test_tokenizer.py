@@ -154,9 +154,24 @@ def _byte_level(**options) -> Tokenizer:
 
 def _pieces_backend(kind: str) -> tokenizers.Tokenizer:
     """A tokenizer as SentencePiece models are converted: spaces as a letter, bytes for what has no piece."""
-    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "▁", "h", "e", "l", "o", "he", "▁he", "é"]
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        "▁",
+        "h",
+        "e",
+        "l",
+        "o",
+        "he",
+        "▁he",
+        "é",
+    ]
     if kind == "unigram":
-        model = models.Unigram([(piece, -float(rank)) for rank, piece in enumerate(pieces)], unk_id=0, byte_fallback=True)
+        model = models.Unigram(
+            [(piece, -float(rank)) for rank, piece in enumerate(pieces)], unk_id=0, byte_fallback=True
+        )
     else:
         vocab = {piece: index for index, piece in enumerate(pieces)}
         model = models.BPE(vocab, [("h", "e"), ("▁", "he")], unk_token="<unk>", byte_fallback=True, fuse_unk=True)
@@ -173,6 +188,12 @@ def _pieces_backend(kind: str) -> tokenizers.Tokenizer:
     return backend
 
 
+def _id(backend: tokenizers.Tokenizer, token: str) -> int:
+    index = backend.token_to_id(token)
+    assert index is not None
+    return index
+
+
 @pytest.mark.parametrize("kind", ["metaspace", "normalizer", "unigram"])
 def test_sentencepiece_tokens_join_to_the_text_with_its_leading_space(kind: str):
     backend = _pieces_backend(kind)
@@ -185,8 +206,8 @@ def test_sentencepiece_tokens_join_to_the_text_with_its_leading_space(kind: str)
         assert tokenizer.decode(ids) == backend.decode(ids)
     vocabulary = tokenizer.vocabulary
     assert vocabulary.special.nonzero()[0].tolist() == [0, 1, 2]
-    assert vocabulary.bytes_of(3 + 0xE9) == b"\xe9" and vocabulary.bytes_of(backend.token_to_id("é")) == "é".encode()
-    assert vocabulary.bytes_of(backend.token_to_id("▁he")) == b" he"
+    assert vocabulary.bytes_of(3 + 0xE9) == b"\xe9" and vocabulary.bytes_of(_id(backend, "é")) == "é".encode()
+    assert vocabulary.bytes_of(_id(backend, "▁he")) == b" he"
 
 
 def test_special_tokens_and_holes_have_no_bytes_and_added_ones_their_own():
@@ -194,7 +215,7 @@ def test_special_tokens_and_holes_have_no_bytes_and_added_ones_their_own():
     vocabulary = Vocabulary.from_tokenizer_json(content, size=270)
     assert vocabulary.size == 270 and vocabulary.offsets.dtype == np.int32 and vocabulary.bytes.dtype == np.uint8
     assert vocabulary.special.nonzero()[0].tolist() == [258, 259, *range(261, 270)]
-    assert all(vocabulary.bytes_of(index) == b"" for index in vocabulary.special.nonzero()[0])
+    assert all(vocabulary.bytes_of(index) == b"" for index in vocabulary.special.nonzero()[0].tolist())
     assert vocabulary.bytes_of(260) == "<tool> ü".encode() and vocabulary.bytes_of(257) == b" he"
     assert {vocabulary.bytes_of(index) for index in range(256)} == {bytes([byte]) for byte in range(256)}
     with pytest.raises(ArgumentError, match="at least 261"):
@@ -204,6 +225,14 @@ def test_special_tokens_and_holes_have_no_bytes_and_added_ones_their_own():
             vocabulary.bytes_of(outside)
     with pytest.raises(ValueError, match="read-only"):
         vocabulary.offsets[0] = 1
+
+
+def test_a_byte_level_token_that_spells_no_bytes_is_its_own_text():
+    content = json.loads(_byte_level_backend().to_str())
+    for index, token in enumerate(("a b", "\u00a0", "é\u00ad", "中"), start=261):
+        content["model"]["vocab"][token] = index
+        vocabulary = Vocabulary.from_tokenizer_json(content)
+        assert vocabulary.bytes_of(index).decode() == decoders.ByteLevel().decode([token]) == token
 
 
 def test_a_decoder_that_is_not_known_is_named():
@@ -285,7 +314,12 @@ def test_templates_find_what_transformers_gives_them(tmp_path: Path):
     from transformers import AutoTokenizer
 
     _byte_level_backend().save(str(tmp_path / "tokenizer.json"))
-    config = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<s>", "eos_token": "</s>", "chat_template": "old"}
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "chat_template": "old",
+    }
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
     (tmp_path / "chat_template.jinja").write_text(ELABORATE)
     ours, theirs = Tokenizer.from_folder(tmp_path), AutoTokenizer.from_pretrained(tmp_path)

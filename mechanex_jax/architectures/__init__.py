@@ -18,17 +18,18 @@ FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "gpt2": Family(gpt2.configure, g
 
 
 class _Prefixed:
-    """GPT-2 checkpoints come with and without `transformer.` in front of their names."""
+    """GPT-2 checkpoints come with and without `transformer.` in front of the names of all but the `lm_head`."""
 
     def __init__(self, tensors: Tensors, prefix: str):
-        self._tensors, self._prefix = tensors, prefix
-        self.names = frozenset(prefix + name for name in tensors.names)
+        self._tensors = tensors
+        self._bare = {name if name.startswith("lm_head.") else prefix + name: name for name in tensors.names}
+        self.names = frozenset(self._bare)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors.shape(name.removeprefix(self._prefix))
+        return self._tensors.shape(self._bare[name])
 
     def read(self, name: str) -> np.ndarray:
-        return self._tensors.read(name.removeprefix(self._prefix))
+        return self._tensors.read(self._bare[name])
 
 
 def build(

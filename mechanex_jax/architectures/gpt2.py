@@ -37,6 +37,8 @@ def configure(hf: dict[str, Any]) -> GPT2Config:
         if hf.get(name, value) != value:
             raise CheckpointError(f"config.json: got {name} {hf[name]!r}; expected {value!r}.")
     width, heads = hf["n_embd"], hf["n_head"]
+    if width % heads:
+        raise CheckpointError(f"config.json: got n_embd {width} and n_head {heads}; expected a multiple of the latter.")
     return GPT2Config(
         vocabulary=hf["vocab_size"],
         width=width,

@@ -55,7 +55,7 @@ def attend(
     keys: Float[jax.Array, "B K T H"],
     values: Float[jax.Array, "B K T H"],
     positions: Int32[jax.Array, "B Q"],
-    blocks: int | jax.Array,
+    blocks: Int32[jax.Array, ""] | None,
     *,
     scale: float,
     window: int | None = None,
@@ -65,8 +65,8 @@ def attend(
     Args:
       queries: all that share a key head, Q = positions x queries per key head.
       positions: position of each query; it sees keys at or before it (and, with `window`, only the last `window` of them).
-      blocks: how many blocks to visit; traced in decoding, so that a long allocation costs nothing, and a plain int where
-        gradients are wanted.
+      blocks: how many blocks to visit, traced, so that a long allocation costs nothing; None: all of them, the only way that
+        has a gradient.
       scale: factor on the scores.
     """
     batch, kv, q, head = queries.shape
@@ -96,5 +96,6 @@ def attend(
         jnp.zeros((batch, kv, q), jnp.float32),
         jnp.zeros((batch, kv, q, head), jnp.float32),
     )
-    _, mass, out = jax.lax.fori_loop(0, blocks, block, start)
+    visited = keys.shape[2] // width if blocks is None else blocks
+    _, mass, out = jax.lax.fori_loop(0, visited, block, start)
     return out / mass[..., None]

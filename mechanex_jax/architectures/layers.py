@@ -23,13 +23,13 @@ class Positions(NamedTuple):
       lengths: int32 [B], tokens each row already has in the cache.
       positions: int32 [B, S].
       rotation: (cos, sin), each float32 [B, S, H/2]; None for models with learned positions.
-      blocks: cache blocks to attend over, an int or traced.
+      blocks: how many blocks of the cache to attend over, traced; None: all of them.
     """
 
     lengths: jax.Array
     positions: jax.Array
     rotation: tuple[jax.Array, jax.Array] | None
-    blocks: Any
+    blocks: jax.Array | None
 
 
 class RMSNorm(nnx.Module):
@@ -82,17 +82,20 @@ class Unembedding(nnx.Module):
         return jnp.matmul(x, self.kernel[...], preferred_element_type=jnp.float32)
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        return jnp.moveaxis(jnp.take(self.kernel[...], tokens, axis=1), 0, -1)
+        return jnp.moveaxis(jnp.take(self.kernel[...], tokens, axis=1, mode="clip"), 0, -1)
 
 
 class Embedding(nnx.Module):
-    """A table [N, D] looked up by row."""
+    """A table [N, D] looked up by row.
+
+    Ids out of range, which only padding has, give some row and not NaN: a weight of 0 in attention does not stop NaN.
+    """
 
     def __init__(self, entries: int, width: int, dtype: Any):
         self.table = nnx.Param(jnp.zeros((entries, width), dtype))
 
     def embed(self, ids: jax.Array) -> jax.Array:
-        return jnp.take(self.table[...], ids, axis=0)
+        return jnp.take(self.table[...], ids, axis=0, mode="clip")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -41,6 +41,9 @@ def _scaling(hf: dict[str, Any]) -> tuple[float, layers.RotaryScaling | None]:
     rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     theta = float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
+    part = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
+    if part not in (None, 1):
+        raise CheckpointError(f"config.json: got partial_rotary_factor {part!r}; expected 1, rotation of whole heads.")
     if kind == "default":
         return theta, None
     if kind not in ("linear", "llama3"):
@@ -65,6 +68,12 @@ def configure(hf: dict[str, Any]) -> LlamaConfig:
     if activation != "silu":
         raise CheckpointError(f"config.json: got hidden_act {activation!r}; expected 'silu'.")
     heads = hf["num_attention_heads"]
+    mistral = hf.get("model_type") == "mistral"  # what config.json leaves out is what HF's class of this type has
+    kv_heads = hf.get("num_key_value_heads", 8 if mistral else None) or heads
+    if heads % kv_heads:
+        raise CheckpointError(
+            f"config.json: got num_attention_heads {heads}, num_key_value_heads {kv_heads}; expected a multiple of the latter."
+        )
     theta, scaling = _scaling(hf)
     bias = bool(hf.get("attention_bias", False))
     return LlamaConfig(
@@ -72,14 +81,14 @@ def configure(hf: dict[str, Any]) -> LlamaConfig:
         width=hf["hidden_size"],
         layers=hf["num_hidden_layers"],
         heads=heads,
-        kv_heads=hf.get("num_key_value_heads") or heads,
+        kv_heads=kv_heads,
         head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-        context=hf.get("max_position_embeddings", 2048),
+        context=hf.get("max_position_embeddings", 131_072 if mistral else 2048),
         hidden=hf["intermediate_size"],
         norm_eps=hf.get("rms_norm_eps", 1e-6),
         theta=theta,
         scaling=scaling,
-        window=hf.get("sliding_window") if hf.get("model_type") == "mistral" else None,
+        window=hf.get("sliding_window", 4096) if mistral else None,
         qkv_bias=bias,
         out_bias=bias,
         mlp_bias=bool(hf.get("mlp_bias", False)),

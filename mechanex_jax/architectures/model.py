@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from mechanex_jax.architectures.layers import Positions, run_blocks
 from mechanex_jax.edits import Taps, Where
 
 
+@runtime_checkable
 class Config(Protocol):
     """What every family's frozen, hashable configuration tells."""
 
@@ -143,9 +144,8 @@ class Model:
         module = self._module()
         length = tokens.shape[1]
         positions = cache.lengths[:, None] + jnp.arange(length, dtype=jnp.int32)
-        if length == cache.capacity:  # nothing to save by looking, and a fixed count can be differentiated
-            blocks: Any = -(-length // kv_cache.BLOCK)
-        else:
+        blocks = None
+        if cache.capacity - length >= kv_cache.BLOCK:  # else all are live, and a fixed count is differentiable
             live = jnp.max(jnp.where(valid > 0, cache.lengths + valid, 1))
             blocks = (live + kv_cache.BLOCK - 1) // kv_cache.BLOCK
         prompt = jnp.full_like(valid, jnp.iinfo(jnp.int32).max) if prompt_lengths is None else prompt_lengths

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from mechanex_jax.errors import CheckpointError
 
 
+@runtime_checkable
 class Tensors(Protocol):
     """What is needed of a checkpoint: names, shapes and reading one tensor."""
 
@@ -55,13 +56,13 @@ def parameter(
     missing = [name for name in names if name not in tensors.names]
     if missing:
         raise CheckpointError(
-            f"Missing tensors {json.dumps(missing)} for {path}: the checkpoint holds {len(tensors.names)} others. "
-            "Its weights do not belong to its config.json, or the download is incomplete: fetch it again."
+            f"Missing tensors for {path}: got {len(tensors.names)} others; expected {json.dumps(missing)} too. "
+            "The weights do not belong to config.json, or the download is incomplete: fetch it again."
         )
     out = aligned(shape, dtype)
     try:
         parts = [tensors.read(name) for name in names]
-        if sum(part.size for part in parts) != out.size:
+        if sum(part.size for part in parts) != out.size or any(part.ndim != out.ndim for part in parts):
             raise ValueError("sizes differ")
         assemble(out, *parts)
     except ValueError as error:

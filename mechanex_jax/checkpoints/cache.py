@@ -16,7 +16,7 @@ _ENVIRONMENT = "MECHANEX_CACHE"
 
 
 def cache_folder() -> Path:
-    """The folder under which everything fetched or compiled is kept: `MECHANEX_CACHE`, else the platform's own place."""
+    """Where everything fetched or compiled is kept: `MECHANEX_CACHE`, else the platform's own place."""
     chosen = os.environ.get(_ENVIRONMENT)
     if chosen:
         return Path(chosen).expanduser()
@@ -51,7 +51,8 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
                 _build_beside(target, build)
     except OSError as error:
         raise CheckpointError(
-            f"Cannot write {target}: {error}. Free some space there or set {_ENVIRONMENT} to a folder that can be written."
+            f"Cannot write {target}: {error}. Free some space there or set {_ENVIRONMENT} to a folder that can be "
+            "written."
         ) from error
     return target
 

@@ -40,8 +40,8 @@ def render(
     """
     if template is None:
         raise ArgumentError(
-            "chat: got a model without a chat template; expected one trained on conversations. Pass the text as a plain "
-            "prompt, or add a chat_template.jinja to the model's folder."
+            "chat: got a model without a chat template; expected one trained on conversations. Pass the text as a "
+            "plain prompt, or add a chat_template.jinja to the model's folder."
         )
     from jinja2 import TemplateError
 
@@ -55,8 +55,8 @@ def render(
         )
     except (TemplateError, TypeError) as error:
         raise ArgumentError(
-            f"messages: the model's chat template refuses them: {error}. Most templates want an optional system message "
-            "and then user and assistant by turns."
+            f"messages: the model's chat template refuses them: {error}. Most templates want an optional system "
+            "message and then user and assistant by turns."
         ) from error
 
 

@@ -44,13 +44,16 @@ class Checkpoint:
         if not path.is_file():
             found = sorted(item.name for item in folder.iterdir())[:12] if folder.is_dir() else []
             raise CheckpointError(
-                f"{folder} is not a model: found {', '.join(found) or 'no files'}; expected config.json, model.safetensors "
-                "(or shards with their index) and tokenizer.json. Pass the folder that directly holds them."
+                f"{folder} is not a model: found {', '.join(found) or 'no files'}; expected config.json, "
+                "model.safetensors (or shards with their index) and tokenizer.json. Pass the folder that directly "
+                "holds them."
             )
         try:
             config = json.loads(path.read_bytes())
         except ValueError as error:
-            raise CheckpointError(f"{path} is not JSON ({error}); the file is corrupt: fetch the model again.") from error
+            raise CheckpointError(
+                f"{path} is not JSON ({error}); the file is corrupt: fetch the model again."
+            ) from error
         if not isinstance(config, dict) or not ("model_type" in config or "architectures" in config):
             raise CheckpointError(f"{path} names no model: expected the keys model_type or architectures.")
         return cls(name or folder.resolve().name, folder, config)

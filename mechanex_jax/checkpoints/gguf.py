@@ -57,7 +57,9 @@ def convert(source: str | os.PathLike[str], folder: Path, report: Report = silen
             f"{source}: got the architecture {architecture!r}; expected 'llama'. Load the model's safetensors instead."
         )
     if fields.get("split.count", 1) > 1:
-        raise CheckpointError(f"{source}: one of {fields['split.count']} parts; expected one file. Merge it with llama-gguf-split.")
+        raise CheckpointError(
+            f"{source}: one of {fields['split.count']} parts; expected one file. Merge it with llama-gguf-split."
+        )
     tensors = {_hf_name(source, tensor.name): tensor for tensor in reader.tensors}
     config = _config(source, fields, tensors)
     texts = gguf_tokenizer.files(source, fields)
@@ -78,8 +80,8 @@ def _open(source: Path) -> GGUFReader:
         raise CheckpointError(f"{source} cannot be read: {error}.") from error
     except Exception as error:  # whatever the reader meets when the bytes make no sense
         raise CheckpointError(
-            f"{source}: got {source.stat().st_size:,} bytes that are no whole GGUF file ({error!r}). The file is truncated or "
-            "corrupt: delete it and fetch it again."
+            f"{source}: got {source.stat().st_size:,} bytes that are no whole GGUF file ({error!r}). The file is "
+            "truncated or corrupt: delete it and fetch it again."
         ) from error
 
 
@@ -91,8 +93,8 @@ def _hf_name(source: Path, name: str) -> str:
     if kind == "weight" and block.isdecimal() and part in _INNER:
         return f"model.layers.{block}.{_INNER[part]}.weight"
     raise CheckpointError(
-        f"{source}: got the tensor {name!r}; expected those of a plain Llama model ({', '.join((*_OUTER, *_INNER))}). Load the "
-        "model's safetensors instead."
+        f"{source}: got the tensor {name!r}; expected those of a plain Llama model "
+        f"({', '.join((*_OUTER, *_INNER))}). Load the model's safetensors instead."
     )
 
 
@@ -100,16 +102,22 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Reade
     def field(key: str, default: Any = None) -> Any:
         value = fields.get(f"llama.{key}", default)
         if value is None:
-            raise CheckpointError(f"{source}: no field llama.{key}; expected it in a Llama model. The file is incomplete.")
+            raise CheckpointError(
+                f"{source}: no field llama.{key}; expected it in a Llama model. The file is incomplete."
+            )
         return value
 
     heads = field("attention.head_count")
     head_dim = field("attention.key_length", field("embedding_length") // heads)
     if field("rope.dimension_count", head_dim) != head_dim:
-        raise CheckpointError(f"{source}: rotates {field('rope.dimension_count')} of {head_dim} dimensions; expected all of them.")
+        raise CheckpointError(
+            f"{source}: rotates {field('rope.dimension_count')} of {head_dim} dimensions; expected all of them."
+        )
     embedding = tensors.get("model.embed_tokens.weight")
     if embedding is None:
-        raise CheckpointError(f"{source}: no tensor token_embd.weight; expected the token embedding. The file is incomplete.")
+        raise CheckpointError(
+            f"{source}: no tensor token_embd.weight; expected the token embedding. The file is incomplete."
+        )
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -137,7 +145,9 @@ def _rope_scaling(source: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
     if kind == "none":
         return {}
     if kind != "linear":
-        raise CheckpointError(f"{source}: got the rope scaling {kind!r}; expected none or linear. Load the model's safetensors instead.")
+        raise CheckpointError(
+            f"{source}: got the rope scaling {kind!r}; expected none or linear. Load the model's safetensors instead."
+        )
     return {"rope_scaling": {"rope_type": "linear", "factor": fields["llama.rope.scaling.factor"]}}
 
 
@@ -151,7 +161,9 @@ def _write_weights(
 ) -> None:
     unknown = {tensor.tensor_type.name for tensor in tensors.values()}.difference(_TYPES)
     if unknown:
-        raise CheckpointError(f"{source}: got tensors of type {', '.join(sorted(unknown))}; expected {', '.join(_TYPES)}.")
+        raise CheckpointError(
+            f"{source}: got tensors of type {', '.join(sorted(unknown))}; expected {', '.join(_TYPES)}."
+        )
     shapes = [(name, tuple(int(size) for size in reversed(tensor.shape))) for name, tensor in tensors.items()]
     total = 4 * sum(tensor.n_elements for tensor in tensors.values())
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
@@ -171,6 +183,6 @@ def _write_weights(
 
 
 def _halves(weights: np.ndarray, heads: int) -> np.ndarray:
-    """Undoes the order of rows in which llama.cpp rotates: pairs of neighbours there, first and second half of a head here."""
+    """Undoes llama.cpp's order of rows: it rotates pairs of neighbours, the Hugging Face layout halves of a head."""
     rows, columns = weights.shape
     return weights.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)

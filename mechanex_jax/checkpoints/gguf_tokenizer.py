@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 from mechanex_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import PreTokenizer
+    from tokenizers.processors import PostProcessor
 
 # llama.cpp's kinds of token: unknown, control and unused stand for no text; user-defined ones are matched as they are.
 _NO_TEXT = {2, 3, 5}
 _USER_DEFINED = 4
 
 _LLAMA_3_WORDS = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 
@@ -35,8 +38,8 @@ def files(source: Path, fields: Mapping[str, Any]) -> dict[str, str]:
     kind = _field(source, fields, "model")
     if kind != "gpt2":
         raise CheckpointError(
-            f"{source}: got a tokenizer of kind {kind!r}; expected 'gpt2' (byte-level BPE). Load the model's safetensors with "
-            "its tokenizer.json instead."
+            f"{source}: got a tokenizer of kind {kind!r}; expected 'gpt2' (byte-level BPE). Load the model's "
+            "safetensors with its tokenizer.json instead."
         )
     pre = fields.get("tokenizer.ggml.pre")
     if pre not in _PRE_TOKENIZERS:
@@ -47,23 +50,31 @@ def files(source: Path, fields: Mapping[str, Any]) -> dict[str, str]:
     pre_tokenizer, settings, begins = _PRE_TOKENIZERS[pre]
     tokens = _field(source, fields, "tokens")
     kinds = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
-    add_bos = bool(fields.get("tokenizer.ggml.add_bos_token", begins))
+    roles = _roles(fields)
+    around = {
+        "bos": fields.get("tokenizer.ggml.add_bos_token", begins),
+        "eos": fields.get("tokenizer.ggml.add_eos_token"),
+    }
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "add_bos_token": add_bos,
-        "add_eos_token": bool(fields.get("tokenizer.ggml.add_eos_token", False)),
         "clean_up_tokenization_spaces": False,
         "model_max_length": fields.get("llama.context_length"),
-        **{f"{role}_token": tokens[index] for role, index in _roles(fields).items()},
+        **{f"{role}_token": tokens[index] for role, index in roles.items()},
     }
     if "tokenizer.chat_template" in fields:
         config["chat_template"] = fields["tokenizer.chat_template"]
     merges = [tuple(merge.split(" ", 1)) for merge in _field(source, fields, "merges")]
     try:
         tokenizer = _byte_level_bpe(tokens, kinds, merges, pre_tokenizer(), settings)
+        tokenizer.post_processor = _surround({role: roles[role] for role, wanted in around.items() if wanted}, tokens)
     except Exception as error:  # the library raises bare Exceptions
-        raise CheckpointError(f"{source}: tokens and merges do not fit together ({error}). The file is corrupt.") from error
-    return {"tokenizer.json": tokenizer, "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False)}
+        raise CheckpointError(
+            f"{source}: tokens and merges do not fit together ({error}). The file is corrupt."
+        ) from error
+    return {
+        "tokenizer.json": tokenizer.to_str(),
+        "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),
+    }
 
 
 def special_ids(fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,7 +103,7 @@ def _byte_level_bpe(
     merges: list[Any],
     pre_tokenizer: PreTokenizer,
     settings: Mapping[str, Any],
-) -> str:
+) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges, **settings))
@@ -101,7 +112,17 @@ def _byte_level_bpe(
     named = list(zip(tokens, kinds, strict=True))
     tokenizer.add_special_tokens([AddedToken(token, normalized=False) for token, kind in named if kind in _NO_TEXT])
     tokenizer.add_tokens([AddedToken(token, normalized=False) for token, kind in named if kind == _USER_DEFINED])
-    return tokenizer.to_str()
+    return tokenizer
+
+
+def _surround(roles: Mapping[str, int], tokens: list[str]) -> PostProcessor:
+    """Puts BOS before and EOS after a text, whichever of them is given."""
+    from tokenizers import processors
+
+    pieces = {"bos": "", "eos": ""} | {role: tokens[index] for role, index in roles.items()}
+    special = [(tokens[index], index) for index in roles.values()]
+    single = [piece for piece in (pieces["bos"], "$A", pieces["eos"]) if piece]
+    return processors.TemplateProcessing(single, [*single, "$B"], special)
 
 
 def _gpt_2() -> PreTokenizer:

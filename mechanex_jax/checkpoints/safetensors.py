@@ -102,7 +102,7 @@ class TensorReader:
         return buffer.view(place.dtype).reshape(place.shape)
 
     def digest(self) -> str:
-        """A SHA-256 that tells checkpoints apart cheaply: names, types, shapes and 64 bytes from each tensor's middle."""
+        """A cheap SHA-256 of the weights: names, types, shapes and 64 bytes from each tensor's middle."""
         digest = hashlib.sha256()
         for name in self.names:
             place = self._places[name]
@@ -179,13 +179,15 @@ def _read_shards(folder: Path) -> dict[str, _Place]:
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
         raise CheckpointError(
-            f"{folder}: {len(missing)} of {len(shards)} shards are missing ({_listed(missing)}); expected every file that "
-            f"{_INDEX} lists. Fetch the model again."
+            f"{folder}: {len(missing)} of {len(shards)} shards are missing ({_listed(missing)}); expected every file "
+            f"that {_INDEX} lists. Fetch the model again."
         )
     headers = {shard: _read_header(folder / shard) for shard in shards}
     absent = [name for name, shard in files.items() if name not in headers[shard]]
     if absent:
-        raise CheckpointError(f"{folder / files[absent[0]]}: no tensor {absent[0]!r}; {_INDEX} expects it there. {_AGAIN}")
+        raise CheckpointError(
+            f"{folder / files[absent[0]]}: no tensor {absent[0]!r}; {_INDEX} expects it there. {_AGAIN}"
+        )
     return {name: headers[shard][name] for name, shard in files.items()}
 
 
@@ -196,14 +198,18 @@ def _read_header(path: Path) -> dict[str, _Place]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, _LONGEST_HEADER):
-            raise CheckpointError(f"{path}: got {size:,} bytes; expected a header of {length:,} after the first 8. {_AGAIN}")
+            raise CheckpointError(
+                f"{path}: got {size:,} bytes; expected a header of {length:,} after the first 8. {_AGAIN}"
+            )
         encoded = file.read(length)
     try:
         header = json.loads(encoded)
         header.pop("__metadata__", None)
         places = {name: _parse(path, 8 + length, name, item) for name, item in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{path}: got a header that cannot be read ({error!r}); expected safetensors. {_AGAIN}") from error
+        raise CheckpointError(
+            f"{path}: got a header that cannot be read ({error!r}); expected safetensors. {_AGAIN}"
+        ) from error
     end = 8 + length
     for name, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if place.start != end:
@@ -224,7 +230,9 @@ def _parse(path: Path, base: int, name: str, item: dict[str, Any]) -> _Place:
         raise ValueError(f"{name}: negative or fractional numbers")
     if end - begin != math.prod(shape) * dtype.itemsize:
         needed = math.prod(shape) * dtype.itemsize
-        raise CheckpointError(f"{path}: {name} has {end - begin:,} bytes; expected {needed:,} for its shape {shape}. {_AGAIN}")
+        raise CheckpointError(
+            f"{path}: {name} has {end - begin:,} bytes; expected {needed:,} for its shape {shape}. {_AGAIN}"
+        )
     return _Place(path, dtype, shape, base + begin, end - begin)
 
 
@@ -235,7 +243,7 @@ def _aligned(nbytes: int) -> np.ndarray:
 
 
 def _read_into(path: Path, start: int, buffer: np.ndarray) -> None:
-    view, done = memoryview(buffer), 0
+    view, done = buffer.data, 0
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
         while done < len(view):  # one call reads at most 2 GiB

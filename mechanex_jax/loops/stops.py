@@ -74,7 +74,7 @@ def _machine(strings: Sequence[bytes], base: int) -> np.ndarray:
     return np.where(np.asarray(final)[table], HIT, table + base).astype(np.int32)
 
 
-def stop_table(stops: Sequence[Sequence[str]], offsets: np.ndarray, data: np.ndarray) -> StopTable:
+def stop_table(stops: Sequence[Sequence[str]], offsets: np.ndarray | jax.Array, data: np.ndarray | jax.Array) -> StopTable:
     """A table for B rows.
 
     Args:

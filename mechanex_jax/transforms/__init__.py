@@ -3,7 +3,7 @@
 Order in a step: constraint mask, penalties and bias, temperature, top-k, top-p, min-p, typical, then the draw.
 """
 
-from mechanex_jax.rows import row, row_tree, shared
+from mechanex_jax.rows import nested, row, row_tree, shared, static
 from mechanex_jax.transforms.base import LogitsTransform, Stateless, Step, chain, stateless
 from mechanex_jax.transforms.draw import argmax_rows, draw, draw_rows
 from mechanex_jax.transforms.penalties import (
@@ -35,6 +35,7 @@ __all__ = [
     "logit_bias",
     "min_new_tokens",
     "min_p",
+    "nested",
     "penalties",
     "presence_penalty",
     "repetition_penalty",
@@ -42,6 +43,7 @@ __all__ = [
     "row_tree",
     "shared",
     "stateless",
+    "static",
     "temperature",
     "top_k",
     "top_p",

@@ -1,9 +1,9 @@
 """Drawing a token from logits: two-level Gumbel-max.
 
-Gumbel noise for a whole vocabulary costs more than every truncation of this library. Instead, noise for the log-masses of
-blocks of tokens picks a block, then noise for its tokens picks one of them: the law is softmax(logits) all the same, and as
-each block's noise has a key of its own, a token's noise depends on nothing but the row's key and the token. Small changes
-of logits hence change few draws, which an inverse CDF cannot offer.
+Gumbel noise for a whole vocabulary costs more than every truncation of this library. Instead, noise for the log-masses
+of blocks of tokens picks a block, then noise for its tokens picks one of them: the law is softmax(logits) all the same.
+As each block's noise has a key of its own, a token's noise depends on nothing but the row's key and the token. Small
+changes of logits hence change few draws, which an inverse CDF cannot offer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def draw(key: RowKey, logits: Logits) -> Token:
     One row sees its key and its logits; `jax.vmap` over both draws for a batch, each row independent of the others.
 
     Args:
-      key: typed key [], consumed here. Pass a `threefry2x32` key: other implementations are not row-independent under vmap.
+      key: typed key [], consumed here. Pass a `threefry2x32` key: `rbg` is not row-independent under vmap.
       logits: float32 [V], of any scale and shift. -inf is never drawn as long as one logit is finite.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Transforms that follow what a row has said: repetition, presence and frequency penalties; a bias; a minimum length."""
+"""Transforms that follow what a row has said: repetition, presence, frequency penalties; a bias; a minimum length."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, Int32
 
 from mechanex_jax.errors import expected
@@ -56,7 +57,8 @@ class Penalties:
             raise expected("vocab_size", self.vocab_size, f"{logits.shape[-1]}, the size of the model's logits")
         scaled = jnp.where(logits < 0, logits * self.repetition, logits / self.repetition)
         penalised = jnp.where(state.seen, scaled, logits)
-        penalised -= jnp.where(state.counts > 0, self.presence + self.frequency * state.counts, 0.0)
+        counts = state.counts.astype(jnp.float32)
+        penalised -= self.presence * (counts > 0).astype(jnp.float32) + self.frequency * counts
         return jnp.where(logits == -jnp.inf, -jnp.inf, penalised)
 
     def advance(self, state: Spoken, token: Token, step: Step) -> Spoken:
@@ -143,7 +145,7 @@ def logit_bias(bias: Any) -> LogitBias:
     Raises:
       ArgumentError: `bias` has another rank, or holds NaN or +inf.
     """
-    if isinstance(bias, jax.core.Tracer):
+    if isinstance(bias, Tracer):
         return LogitBias(as_field(bias))
     array = _numbers(bias)
     if array.ndim not in (1, 2) or not np.all(array < np.inf):
@@ -163,7 +165,7 @@ def min_new_tokens(n: Any, eos_ids: Any) -> MinNewTokens:
     Raises:
       ArgumentError: `n` is negative or not whole, or `eos_ids` are not whole numbers.
     """
-    if not isinstance(n, jax.core.Tracer):
+    if not isinstance(n, Tracer):
         array = _numbers(n)
         if array.ndim > 1 or not np.all((array >= 0) & (np.floor(array) == array)):
             raise expected("min_new_tokens", n, "a whole number >= 0, or a list with one per row")
@@ -181,7 +183,7 @@ def _numbers(value: Any) -> np.ndarray:
 
 
 def _field(name: str, value: Any, wanted: str, valid: Any = lambda array: True) -> Any:
-    if not isinstance(value, jax.core.Tracer):
+    if not isinstance(value, Tracer):
         array = _numbers(value)
         if array.ndim > 1 or not np.all(np.isfinite(array) & valid(array)):
             raise expected(name, value, f"{wanted}, or a list with one per row")

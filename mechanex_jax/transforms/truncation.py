@@ -1,22 +1,28 @@
 """Temperature and the four truncations, fused: top-k, top-p, min-p, typical.
 
-Every one of them keeps an interval of logits: the first three all that is at least some threshold, typical sampling what
-lies around the mean surprisal. So a row needs a few scalars (`lowest`, `highest`), and one pass over V writes the result.
+Every one of them keeps an interval of logits: the first three all that is at least some threshold, typical sampling
+what lies around the mean surprisal. So a row needs two scalars, `lowest` and `highest`, and one pass over V writes the
+result.
 
 Thresholds come from one primitive: the largest t such that the tokens with key < t weigh no more than a budget
-(`_largest_cut`). Two shortcuts keep it cheap. The 64 largest logits, found in two stages, answer top-k up to 64 and every
-nucleus that fits; and what no row of the batch needs is skipped by a `lax.cond` on the batch. `jax.vmap` would turn such a
-cond into a select that runs both branches, hence the `custom_vmap`.
+(`_largest_cut`). Two shortcuts keep it cheap. The 64 largest logits, found in two stages, answer top-k up to 64 and
+every nucleus that fits; and what no row of the batch needs is skipped by a `lax.cond` on the batch. `jax.vmap` would
+turn such a cond into a select that runs both branches, hence the `custom_vmap`.
+
+What float32 decides: sums are good to 1e-6, so a cut that near to equality may fall to either side; and probabilities
+(for typical sampling, distances to the entropy) that float32 cannot tell apart are ties.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
 from jax.custom_batching import custom_vmap
 
 from mechanex_jax.errors import expected
@@ -35,9 +41,9 @@ _LOWEST_BITS = -(2**31) + 0x007FFFFF  # what `_to_bits` makes of -inf
 class Truncation(Stateless):
     """Temperature, then top-k, top-p, min-p and typical truncation, each on what the ones before left, renormalised.
 
-    A stage whose field is None is absent from the program; a neutral value (1, V, 1, 0, 1) is the identity, so that rows of
-    different methods share one program. Tokens cut get -inf; the others keep `logits / temperature`. Ties at a cut are
-    kept, a token at -inf stays there, and a row with a finite logit keeps at least one token.
+    A stage whose field is None is absent from the program; a neutral value (1, V, 1, 0, 1) is the identity, so that
+    rows of different methods share one program. Tokens cut get -inf, the others `logits / temperature`. Ties at a cut
+    are kept, a token at -inf stays there, and a row with a finite logit keeps at least one token.
 
     Attributes:
       temperature: float32 []; 0 is greedy: everything but the argmax (lowest id on a tie) is cut.
@@ -58,7 +64,7 @@ class Truncation(Stateless):
         return _truncate_rows(logits.astype(jnp.float32)[None], values)[0]
 
     def fuse(self, other: Any) -> Truncation | None:
-        """The one transform that does `self` and then `other`, or None if the stages of `other` do not all come later."""
+        """One transform for `self` and then `other`; None if a stage of `other` does not come after all of `self`."""
         if not isinstance(other, Truncation):
             return None
         mine, others = ([i for i, n in enumerate(_STAGES) if getattr(t, n) is not None] for t in (self, other))
@@ -75,7 +81,7 @@ def truncation(
     """Several truncations at once, in the order of the arguments; see the factory of each.
 
     Args:
-      temperature, top_k, top_p, min_p, typical_p: a number, or one per row ([B]). None leaves the stage out of the program.
+      temperature, top_k, top_p, min_p, typical_p: a number, or one per row [B]. None leaves the stage out.
 
     Raises:
       ArgumentError: a value is out of its range.
@@ -146,7 +152,8 @@ def min_p(m: Any) -> Truncation:
 def typical_p(tau: Any) -> Truncation:
     """Keep the tokens whose surprisal is nearest to the entropy, until they sum to `tau`. `tau=1` is the identity.
 
-    Tokens as near as the last one kept are kept too; the likeliest token may be cut. Meister et al. 2022, arXiv:2202.00666.
+    Tokens as near as the last one kept are kept too; the likeliest token may be cut. Meister et al. 2022,
+    arXiv:2202.00666.
 
     Args:
       tau: float in (0, 1], or one per row [B].
@@ -158,7 +165,7 @@ def typical_p(tau: Any) -> Truncation:
 
 
 def _field(name: str, value: Any, valid: Any, wanted: str, dtype: Any = jnp.float32) -> Any:
-    if value is None or isinstance(value, jax.core.Tracer):
+    if value is None or isinstance(value, Tracer):
         return value if value is None else as_field(value, dtype)
     try:
         array = np.asarray(value, np.float64)
@@ -175,7 +182,9 @@ def _field(name: str, value: Any, valid: Any, wanted: str, dtype: Any = jnp.floa
 # From here on, arrays have a row axis: z float32 [B, V], one value per row [B].
 
 
+# jit so that a call outside of any jit compiles once, not each time.
 @custom_vmap
+@jax.jit
 def _truncate_rows(z: jax.Array, values: tuple[Any, ...]) -> jax.Array:
     heat, k, p, m, tau = values
     size = z.shape[-1]
@@ -184,7 +193,8 @@ def _truncate_rows(z: jax.Array, values: tuple[Any, ...]) -> jax.Array:
     # Of a row without a finite logit, every token is infinitely far from this.
     top = jnp.where(top == -jnp.inf, 0.0, top)
     hot = jnp.full(top.shape, True) if heat is None else heat > 0
-    heat = jnp.where(hot, 1.0 if heat is None else heat, 1.0)
+    # XLA may divide by multiplying with 1 / heat, which must not underflow.
+    heat = jnp.where(hot, 1.0 if heat is None else jnp.minimum(heat, 1e37), 1.0)
     lowest = jnp.full(top.shape, -jnp.inf)
 
     use_k = hot & (k < size) if k is not None else jnp.full(top.shape, False)
@@ -197,8 +207,9 @@ def _truncate_rows(z: jax.Array, values: tuple[Any, ...]) -> jax.Array:
         if k is not None:
             lowest = _settled(_top_k_cut(z, best, k, use_k))
         if p is not None:
-            cut = lambda: _top_p_cut(z, top, heat, best, p, use_p, lowest)
-            lowest = _settled(lax.cond(jnp.any(use_p), cut, lambda: lowest))
+            lowest = _settled(
+                lax.cond(jnp.any(use_p), lambda: _top_p_cut(z, top, heat, best, p, use_p, lowest), lambda: lowest)
+            )
     if m is not None:
         lowest = jnp.maximum(lowest, jnp.where(hot & (m > 0), _min_p_cut(top, heat, m), -jnp.inf))
     highest = jnp.full(top.shape, jnp.inf)
@@ -226,8 +237,9 @@ def _truncate_rows(z: jax.Array, values: tuple[Any, ...]) -> jax.Array:
 @_truncate_rows.def_vmap
 def _truncate_rows_vmapped(axis_size: int, batched: Any, z: jax.Array, values: Any) -> tuple[jax.Array, bool]:
     # One more batch axis only means more rows; so vmap of vmap keeps one cond and one loop for all of them.
-    spread = lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (axis_size, *leaf.shape))
-    z, values = jax.tree.map(spread, (z, values), tuple(batched))
+    z, values = jax.tree.map(
+        lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (axis_size, *leaf.shape)), (z, values), tuple(batched)
+    )
     flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (z, values))
     return _truncate_rows(*flat).reshape(z.shape), True
 
@@ -260,7 +272,7 @@ def _top_k_cut(z: jax.Array, best: jax.Array, k: jax.Array, use: jax.Array) -> j
 
     def search() -> jax.Array:
         high = _to_bits(best[:, -1]) + 1
-        found = _largest_cut(z, None, (size - k).astype(jnp.float32), low, jnp.where(far, high, low + 1))
+        found = _largest_cut(z, None, (size - k).astype(jnp.float32), low, jnp.where(far, high, low + 1), jnp.ones_like)
         return jnp.where(far, found, cut)
 
     return lax.cond(jnp.any(far), search, lambda: cut)
@@ -270,9 +282,10 @@ def _top_p_cut(
     z: jax.Array, top: jax.Array, heat: jax.Array, best: jax.Array, p: jax.Array, use: jax.Array, lowest: jax.Array
 ) -> jax.Array:
     """`lowest`, raised to the smallest logit of the nucleus where in use."""
-    weigh = lambda logits: jnp.where(
-        logits >= lowest[:, None], jnp.exp((logits - top[:, None]) / heat[:, None]), 0.0
-    )
+
+    def weigh(logits: jax.Array) -> jax.Array:
+        return jnp.where(logits >= lowest[:, None], jnp.exp((logits - top[:, None]) / heat[:, None]), 0.0)
+
     e = weigh(z)
     total = _settled(_sum(e))
     budget = jnp.maximum(1.0 - p, 0.0) * total
@@ -285,7 +298,7 @@ def _top_p_cut(
         # Tokens below `low` weigh half the budget at most, all together; the cut is no higher than the last candidate.
         low = _to_bits(budget / (2 * z.shape[-1]))
         high = _to_bits(near[:, -1]) + 1
-        found = _largest_cut(e, e, budget, low, jnp.where(far, high, low + 1))
+        found = _largest_cut(e, e, budget, low, jnp.where(far, high, low + 1), lambda t: t)
         smallest = jnp.min(jnp.where((e >= found[:, None]) & (z >= lowest[:, None]), z, jnp.inf), axis=-1)
         return jnp.where(far, smallest, cut)
 
@@ -312,13 +325,14 @@ def _typical_interval(
     total, moment = _settled((_sum(e), _sum(jnp.where(e > 0, e * distance, 0.0))))
     # -ln p - H = distance - mean distance: the normaliser cancels, and p = 0 adds nothing.
     mean = moment / jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
-    keys = jnp.where(e > 0, -jnp.abs(distance - mean[:, None]), -jnp.inf)
+    # One more than the distance to the mean: the bits near 0, of which there are many, are not worth telling apart.
+    keys = jnp.where(e > 0, -1.0 - jnp.abs(distance - mean[:, None]), -jnp.inf)
     budget = jnp.maximum(1.0 - tau, 0.0) * total
     # As for top-p: tokens with e < budget / 2V weigh half the budget at most, all together.
     reach = jnp.maximum(mean, -jnp.log(budget / (2 * size)) - mean)
-    low = _to_bits(-1.001 * reach)
+    low = _to_bits(-1.001 - 1.001 * reach)
     high = _to_bits(jnp.max(keys, axis=-1)) + 1
-    found = _largest_cut(keys, e, budget, low, jnp.where(use, high, low + 1))
+    found = _largest_cut(keys, e, budget, low, jnp.where(use, high, low + 1), lambda t: jnp.exp(1.0 + t - mean))
     kept = alive & (keys >= found[:, None])
     smallest = jnp.min(jnp.where(kept, z, jnp.inf), axis=-1)
     largest = jnp.max(jnp.where(kept, z, -jnp.inf), axis=-1)
@@ -336,31 +350,46 @@ def _from_bits(bits: jax.Array) -> jax.Array:
 
 
 def _sum(values: jax.Array) -> jax.Array:
-    return jnp.sum(values, axis=-1)
+    """Row sums. By columns of 128 first: XLA's CPU backend vectorises that, and rounding errors grow less."""
+    rows, size = values.shape
+    return jnp.sum(values.reshape(rows, -1, 128).sum(axis=1) if size % 128 == 0 else values, axis=-1)
 
 
 def _largest_cut(
-    keys: jax.Array, weights: jax.Array | None, budget: jax.Array, low: jax.Array, high: jax.Array
+    keys: jax.Array,
+    weights: jax.Array | None,
+    budget: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    least: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """The largest t for which the tokens with key < t weigh at most `budget`: bisection on the bits of t.
+    """The largest t, up to ties, for which the tokens with key < t weigh at most `budget`: bisection on the bits of t.
 
     Args:
       keys, weights: float32 [B, V]; no weights are weights of 1.
       budget: float32 [B].
-      low, high: int32 [B], order-preserving bits: the budget holds at `low`, and t < `high`. `high = low + 1` closes a row.
+      low, high: int32 [B], order-preserving bits: the budget holds at `low`, and t < `high`. `high = low + 1` closes
+        a row.
+      least: what a token with key >= t weighs at least, [B] -> [B]. A row is done once no two can be in its bracket.
     """
 
     def step(carry: Any) -> Any:
-        low, high = carry
+        low, high, at_low, at_high = carry
         # The mean without overflow. A closed row has middle == low, and stays as it is.
         middle = _settled((low & high) + ((low ^ high) >> 1))
         below = keys < _from_bits(middle)[:, None]
-        removed = _sum(below.astype(jnp.float32) if weights is None else jnp.where(below, weights, 0.0))
+        removed = _settled(_sum(below.astype(jnp.float32) if weights is None else jnp.where(below, weights, 0.0)))
         fits = (removed <= budget) | (middle == low)
-        return jnp.where(fits, middle, low), jnp.where(fits, high, middle)
+        return (
+            jnp.where(fits, middle, low),
+            jnp.where(fits, high, middle),
+            jnp.where(fits, removed, at_low),
+            jnp.where(fits, at_high, removed),
+        )
 
     def unsettled(carry: Any) -> jax.Array:
-        low, high = carry
-        return jnp.any(high > low + 1)
+        low, high, at_low, at_high = carry
+        return jnp.any((high > low + 1) & (at_high - at_low >= 1.5 * least(_from_bits(low))))
 
-    return _from_bits(lax.while_loop(unsettled, step, (low, high))[0])
+    start = (low, high, jnp.zeros_like(budget), jnp.full_like(budget, jnp.inf))
+    return _from_bits(lax.while_loop(unsettled, step, start)[0])

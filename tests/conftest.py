@@ -1,0 +1,60 @@
+"""Strict settings for all tests, and the real default model, loaded once."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs a hub
+
+# Where arrays are handled, shapes and types of signatures are checked at run time. Before anything of the library is imported.
+# Not at the surface: what is wrong there has to meet the library's own errors.
+from jaxtyping import install_import_hook
+
+_ARRAY_CODE = ["architectures", "edits", "loops", "transforms"]
+hook = install_import_hook([f"mechanex_jax.{name}" for name in _ARRAY_CODE], "typecheck.checked")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def smollm2_folder():
+    """The converted default model; fetched on a machine's first run."""
+    from mechanex_jax import checkpoints
+
+    return checkpoints.resolve("smollm2-135m-instruct").folder
+
+
+@pytest.fixture(scope="session")
+def mx():
+    """The library with the default model loaded, in local mode whatever credentials the machine holds."""
+    import mechanex_jax as mx
+
+    mx.set_execution_mode("local")
+    mx.load()
+    return mx
+
+
+@pytest.fixture(scope="session")
+def loaded(mx):
+    return mx.runtime.default.local_model()
+
+
+@pytest.fixture
+def compilations():
+    """A function that runs another and returns how many XLA compilations that took."""
+    import jax.monitoring
+
+    seen = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, seconds, **kw: seen.append(name) if name == "/jax/core/compile/backend_compile_duration" else None
+    )
+
+    def count(call) -> int:
+        before = len(seen)
+        call()
+        return len(seen) - before
+
+    return count
