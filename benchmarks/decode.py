@@ -79,9 +79,7 @@ def main() -> None:
     bandwidth = read_bandwidth()
     print(f"{loaded.device}, {os.cpu_count()} CPUs, jax {jax.__version__}, torch {torch.__version__}")
     print(f"read bandwidth {bandwidth:.1f} GB/s, weights {loaded.bytes / 1e6:.0f} MB")
-    print(
-        "batch | ours tok/s | peer tok/s | ratio (min-max) | weights read, share of bandwidth | same tokens | first call s"
-    )
+    print("batch | ours tok/s | peer tok/s | ratio (min-max) | weights read, share of bandwidth | same tokens | first call s")
     rng = np.random.default_rng(0)
     for batch in options.batches:
         prompts = rng.integers(100, 40_000, (batch, PROMPT))
@@ -109,7 +107,7 @@ def allocation(loaded) -> None:
         prompts = np.full((batch, PROMPT), 100)
 
         def run(capacity: int) -> float:
-            arguments = dict(key=jax.random.key(0), max_new_tokens=NEW, capacity=capacity)
+            arguments = {"key": jax.random.key(0), "max_new_tokens": NEW, "capacity": capacity}
             program, carry = loop.start(loaded.model, prompts, [PROMPT] * batch, transform, **arguments)  # noqa: B023
             jax.block_until_ready(carry)
             return seconds(lambda: jax.block_until_ready(loop.decode_chunk(program, carry, np.int32(NEW))))

@@ -83,9 +83,7 @@ def methods() -> dict[str, Any]:
 def measure(batch: int, vocab: int, rounds: int, budget_ms: float, only: str | None) -> None:
     pool = pool_of_logits(batch, vocab)
     keys = jax.random.split(jax.random.key(0, impl="threefry2x32"), batch)
-    contenders = {"greedy": None} | {
-        n: rows.broadcast_rows(t, batch) for n, t in methods().items() if not only or only in n
-    }
+    contenders = {"greedy": None} | {n: rows.broadcast_rows(t, batch) for n, t in methods().items() if not only or only in n}
     steps, times = {}, {name: [] for name in contenders}
     for name, transform in contenders.items():
         decode_with(transform, pool, keys, 4).block_until_ready()
@@ -104,9 +102,7 @@ def measure(batch: int, vocab: int, rounds: int, budget_ms: float, only: str | N
     for name, value in medians.items():
         if name != "greedy":
             added = value - medians["greedy"]
-            share = (
-                f"{100 * added / DECODE_MS[batch]:6.2f}% of a step" if batch in DECODE_MS and vocab < 100_000 else ""
-            )
+            share = f"{100 * added / DECODE_MS[batch]:6.2f}% of a step" if batch in DECODE_MS and vocab < 100_000 else ""
             print(f"  {name:20s} {value:8.3f} ms, added {added:+8.3f} ms {share}", flush=True)
 
 

@@ -1,8 +1,8 @@
 """Controllable text generation in JAX.
 
-    import mechanex_jax as mx
-    mx.load()
-    text = mx.generation.generate("The capital of France is", sampling_method="top-p")
+import mechanex_jax as mx
+mx.load()
+text = mx.generation.generate("The capital of France is", sampling_method="top-p")
 """
 
 from mechanex_jax import edits, errors, generation, loops, runtime, transforms

@@ -69,9 +69,7 @@ app = typer.Typer(
 def _option(annotation: Any, name: str, help: str, panel: str, *flags: str, **more: Any) -> inspect.Parameter:
     option = typer.Option(*flags, help=help, rich_help_panel=panel, **more)
     default = getattr(GenerationConfig, name, None)  # its own defaults; None for what belongs to the session
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option]
-    )
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option])
 
 
 _SERVED = ", ".join(method.name for method in METHODS.values() if method.loop)
@@ -111,9 +109,7 @@ _SESSION = (
         _WHERE,
         metavar="NAME",
     ),
-    _option(
-        str | None, "dtype", "float32, bfloat16 or float16; otherwise what suits the device.", _WHERE, metavar="TYPE"
-    ),
+    _option(str | None, "dtype", "float32, bfloat16 or float16; otherwise what suits the device.", _WHERE, metavar="TYPE"),
     _option(str | None, "device", "cpu, gpu, gpu:1, ...; otherwise the fastest there is.", _WHERE, metavar="DEVICE"),
 )
 
@@ -167,9 +163,7 @@ def main(
 @app.command()
 @_shares_options
 def generate(
-    prompt: Annotated[
-        str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")
-    ],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")],
     arguments: dict[str, Any],
     session: dict[str, Any],
     as_json: Annotated[
@@ -254,9 +248,7 @@ def batch(
                     job.run(running, report)
             job.finish()
         except KeyboardInterrupt as error:
-            _note(
-                f"\nInterrupted. {job.done} of {job.total} rows are in {target}; the same command goes on from there."
-            )
+            _note(f"\nInterrupted. {job.done} of {job.total} rows are in {target}; the same command goes on from there.")
             raise typer.Exit(_INTERRUPTED) from error
         _note(f"{job.total} rows are in {target}" + (f", {before} of them from before." if before else "."))
 
@@ -292,9 +284,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON li
 
 @app.command()
 def pull(
-    name: Annotated[
-        str | None, typer.Argument(help="A name from `models`, or a hub id; otherwise the default model.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(help="A name from `models`, or a hub id; otherwise the default model.")] = None,
 ) -> None:
     """Fetch a model now, so that it loads without a network later; prints its folder.
 
@@ -330,28 +320,12 @@ def _print_json(value: Any) -> None:
 
 
 def _describe(entry: Entry) -> dict[str, Any]:
-    folder = _kept(entry)
+    from mechanex_jax.checkpoints import kept
+
+    folder = kept(entry)
     fields = ("name", "aliases", "architecture", "context", "licence", "default", "description")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder else 0
     return {name: getattr(entry, name) for name in fields} | {"cached": folder is not None, "bytes": size}
-
-
-def _kept(entry: Entry) -> Path | None:
-    """The folder of a model that needs no network any more, or None."""
-    from mechanex_jax.checkpoints import cache_folder
-    from mechanex_jax.checkpoints.catalogue import FolderSource, HubSource, WheelSource, models_folder
-
-    match entry.source:
-        case WheelSource(sha256=digest):
-            places = sorted((cache_folder() / "models").glob(f"{entry.name}-{digest[:12]}-*"))
-        case FolderSource(path=path):
-            places = [models_folder() / path]
-        case HubSource(repo_id=repo, revision=revision):
-            from huggingface_hub import try_to_load_from_cache
-
-            config = try_to_load_from_cache(repo, "config.json", revision=revision)
-            places = [Path(config).parent] if isinstance(config, str) else []
-    return next((place for place in places if any(place.glob("*.safetensors"))), None)
 
 
 if __name__ == "__main__":

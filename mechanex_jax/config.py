@@ -8,7 +8,7 @@ import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from mechanex_jax.errors import NotLocalError, expected
+from mechanex_jax.errors import NotLocalError, Said, expected
 from mechanex_jax.methods import METHODS, Method, method
 
 # Arguments whose documented default is None and that belong to a method (the others, None too, go with every method).
@@ -124,14 +124,11 @@ def _number(low: float, high: float = math.inf, *, open_low: bool = False) -> Ca
     """A finite number between `low` and `high`, both included but for `open_low`."""
 
     def check(name: str, value: Any) -> None:
-        fits = (
-            isinstance(value, numbers.Real)
-            and not isinstance(value, bool)
-            and math.isfinite(value)
-            and (low < value if open_low else low <= value)
-            and value <= high
-        )
-        if not fits:
+        try:
+            number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
+        except OverflowError:
+            number = math.nan
+        if not (math.isfinite(number) and (low < number if open_low else low <= number) and number <= high):
             span = f"above {low:g}" if open_low else f"{low:g} or more" if math.isfinite(low) else ""
             ends = [span, f"at most {high:g}" if math.isfinite(high) else ""]
             raise expected(name, value, ", ".join(["a finite number", *filter(None, ends)]))
@@ -151,7 +148,7 @@ def _bias(name: str, value: Any) -> None:
     for token, bias in value.items():
         whole = isinstance(token, numbers.Integral) or (isinstance(token, str) and token.isdigit())
         if not whole or not isinstance(bias, numbers.Real) or math.isnan(bias) or bias == math.inf:
-            raise expected(name, {token: bias}, "token ids mapped to finite numbers, or -inf for never")
+            raise expected(name, {str(token): bias}, "token ids mapped to finite numbers, or -inf for never")
 
 
 def _flag(name: str, value: Any) -> None:
@@ -182,6 +179,13 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "logit_bias": _bias,
 }
 
+
+def check_seed(value: Any) -> None:
+    """Raises ArgumentError unless `value` is a seed, or None."""
+    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32):
+        raise expected("seed", value, "a whole number from 0 to 4294967295, or None for a fresh one")
+
+
 # Arguments that are lists for one row already: in a batch, a list of lists (or of None) gives every row its own.
 LIST_TYPED = frozenset(
     {"ensemble_models", "adaptive_temperature_schedule", "adaptive_top_p_schedule", "code_unit_tests", "stop"}
@@ -205,7 +209,7 @@ def per_row(arguments: Mapping[str, Any], rows: int) -> list[GenerationConfig]:
         elif len(value) == rows:
             columns[name] = value
         else:
-            raise expected(name, f"{len(value)} values", f"one value, or a list of {rows} (one per prompt)")
+            raise expected(name, Said(f"{len(value)} values"), f"one value, or a list of {rows} (one per prompt)")
     if not columns:  # the usual case: validate once
         return [GenerationConfig(**common)] * rows
     return [_row(index, {**common, **{name: column[index] for name, column in columns.items()}}) for index in range(rows)]

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Float, Int32
 
 from mechanex_jax import rows
@@ -60,7 +61,7 @@ class Add:
 
 def _floats(name: str, value: Any) -> Any:
     """float32 on the host from a list, NumPy, JAX or torch; what is traced, for a gradient by it, stays traced."""
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return value.astype(jnp.float32)
     if hasattr(value, "detach"):  # a torch tensor, which may be on a device, or bfloat16, which NumPy lacks
         value = value.detach().cpu().float().numpy()
@@ -131,7 +132,9 @@ def parse_steering(vectors: Any, width: int, layers: int) -> dict[str, dict[int,
     return found
 
 
-def steering(per_row: Sequence[dict[str, dict[int, np.ndarray]] | None], strengths: Sequence[float], width: int) -> tuple[Add, ...]:
+def steering(
+    per_row: Sequence[dict[str, dict[int, np.ndarray]] | None], strengths: Sequence[float], width: int
+) -> tuple[Add, ...]:
     """The edits of a batch in which every row has vectors of its own, as `parse_steering` gives them, or none."""
     edits = []
     for site in sorted({site for vectors in per_row for site in vectors or ()}):

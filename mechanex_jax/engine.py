@@ -15,7 +15,7 @@ import numpy as np
 from mechanex_jax import edits as edit
 from mechanex_jax import rows, transforms
 from mechanex_jax.config import GenerationConfig
-from mechanex_jax.errors import expected
+from mechanex_jax.errors import NotLocalError, Said, expected
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.loops import autoregressive as loop
 from mechanex_jax.loops.stops import stop_table
@@ -65,22 +65,27 @@ def prepare(loaded: LoadedModel, prompt: Any, config: GenerationConfig, name: st
     """
     if not isinstance(prompt, str) and not (config.chat and isinstance(prompt, list)):
         raise expected(name, prompt, "a string (with chat=True also a list of messages)")
+    if isinstance(prompt, str) and not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise expected(name, prompt, "text that UTF-8 can hold", "It has half of a surrogate pair: decode the input properly.")
     tokenizer, spec = loaded.tokenizer, loaded.model.spec
-    tokens = tokenizer.encode_chat(prompt) if config.chat else tokenizer.encode(prompt)
+    tokens = tokenizer.encode_chat(prompt) if config.chat else tokenizer.encode(str(prompt))
     if not tokens and tokenizer.bos_id is not None:
         tokens = [tokenizer.bos_id]
     if not tokens:
         raise expected(name, prompt, "at least one token", f"{loaded.name} has no beginning-of-sequence token to start from.")
     if len(tokens) >= spec.context:
         raise expected(
-            name, f"{len(tokens)} tokens", f"at most {spec.context - 1}, the context of {loaded.name} less one", "Shorten it."
+            name,
+            Said(f"{len(tokens)} tokens"),
+            f"at most {spec.context - 1}, the context of {loaded.name} less one",
+            "Shorten it.",
         )
     for token in config.logit_bias or ():
         if int(token) >= spec.vocabulary:
             raise expected("logit_bias", token, f"token ids below {spec.vocabulary}")
     vectors = config.steering_vector
     if isinstance(vectors, str):
-        raise NotImplementedError("steering_vector: stored vectors are not available in this version; pass {layer: vector}.")
+        raise NotLocalError("steering_vector: stored vectors are not available in this version; pass {layer: vector}.")
     steering = None if vectors is None else edit.parse_steering(vectors, spec.width, spec.layers)
     if steering is not None and config.steering_strength == 0:
         warnings.warn("steering_vector has no effect: steering_strength is 0, its default.", UserWarning, stacklevel=2)
@@ -103,9 +108,7 @@ def _transform(loaded: LoadedModel, configs: Sequence[GenerationConfig], user: A
     """One chain for all rows: what a row does not ask for is neutral, what no row asks for is absent."""
     vocabulary = loaded.model.spec.vocabulary
     parts: list[Any] = []
-    penalties = {
-        name: [getattr(c, f"{name}_penalty") for c in configs] for name in ("repetition", "presence", "frequency")
-    }
+    penalties = {name: [getattr(c, f"{name}_penalty") for c in configs] for name in ("repetition", "presence", "frequency")}
     if any(value is not None for column in penalties.values() for value in column):
         neutral = {"repetition": 1.0, "presence": 0.0, "frequency": 0.0}
         filled = {n: [neutral[n] if v is None else v for v in column] for n, column in penalties.items()}
@@ -213,9 +216,7 @@ def run(
             *rows.take_rows(own, chosen, total),
         )
         program, carry = batch.start()
-        for carry in loop.advance(program, carry):  # noqa: B020 - donated: only the newest lives
-            pass
-        completions = batch.completions(loop.result(carry))
+        completions = batch.completions(loop.result(loop.finish(program, carry)))
         for index, completion in zip(chosen, completions, strict=True):
             done[index] = completion
         on_rows(chosen, completions)
@@ -227,9 +228,9 @@ def stream(loaded: LoadedModel, request: Request, key: jax.Array, *, transform: 
     batch = Batch(loaded, [request], key[None], transform, edit.compose(edits))
     program, carry = batch.start()
     detokenizer, seen = batch.detokenizer(0), 0
-    for carry in loop.advance(program, carry, seconds=0.05):  # noqa: B020 - donated: only the newest lives
-        length, prompt = int(carry.generated[0]), len(request.tokens)
-        tokens = np.asarray(carry.tokens[0])[prompt + seen : prompt + length]
+    for latest in loop.advance(program, carry, seconds=0.05):
+        length, prompt = int(latest.generated[0]), len(request.tokens)
+        tokens = np.asarray(latest.tokens[0])[prompt + seen : prompt + length]
         seen = length
         if piece := detokenizer.push(tokens):
             yield piece

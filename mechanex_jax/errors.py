@@ -39,8 +39,15 @@ class NotLocalError(MechanexError, NotImplementedError):
     """The call resolves to something that this build cannot do (yet): the message names the argument and the way out."""
 
 
+class Said(str):
+    """Words that describe a value, shown in an error as they are."""
+
+    __slots__ = ()
+    __repr__ = str.__str__
+
+
 def expected(argument: str, got: Any, expected: str, action: str = "") -> ArgumentError:
-    """The one form of an argument error: got, expected, what to do."""
+    """The one form of an argument error: got (the value, or `Said` words about it), expected, what to do."""
     shown = repr(got)
     if len(shown) > 120:
         shown = shown[:117] + "..."

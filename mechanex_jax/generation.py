@@ -10,14 +10,14 @@ import functools
 import inspect
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, runtime_checkable, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
 from mechanex_jax.checkpoints.progress import bar as progress_bar
-from mechanex_jax.config import LIST_TYPED, GenerationConfig, per_row
+from mechanex_jax.config import LIST_TYPED, GenerationConfig, check_seed, per_row
 from mechanex_jax.edits import compose
 from mechanex_jax.engine import MICRO_BATCH, Completion, Request, prepare, row_keys, run
 from mechanex_jax.engine import stream as stream_pieces
-from mechanex_jax.errors import expected
+from mechanex_jax.errors import Said, expected
 from mechanex_jax.transforms import chain
 
 P = ParamSpec("P")
@@ -36,7 +36,7 @@ class Session(Protocol):
 def _shares_arguments(
     template: Callable[Concatenate[Any, Any, P], Any], **extra: Any
 ) -> Callable[[Callable[..., R]], Callable[Concatenate[Any, Any, P], R]]:
-    """Give a method the arguments of `template` behind its own first one, by position or name, and `extra` keyword-only ones."""
+    """Give a method the arguments of `template` behind its own first one, and `extra` keyword-only ones."""
 
     def decorate(method: Callable[..., R]) -> Callable[Concatenate[Any, Any, P], R]:
         own = list(inspect.signature(method).parameters.values())[:2]
@@ -58,15 +58,13 @@ def _shares_arguments(
 
 def _seeds(seed: Any, rows: int) -> tuple[Sequence[int], Sequence[int]]:
     """(seed, index) of each row: one seed counts rows, a list gives every row the first draw of its own seed."""
-    several = list(seed) if isinstance(seed, (list, tuple)) else None
-    if several is not None and len(several) != rows:
-        raise expected("seed", f"{len(several)} seeds", f"one seed, or a list of {rows} (one per prompt)")
-    for value in several if several is not None else [seed]:
-        whole = value is None or (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32)
-        if not whole:
-            raise expected("seed", value, "a whole number from 0 to 4294967295, or None for a fresh one")
-    if several is not None:
-        return [secrets.randbits(32) if s is None else s for s in several], [0] * rows
+    several = isinstance(seed, (list, tuple))
+    if several and len(seed) != rows:
+        raise expected("seed", Said(f"{len(seed)} seeds"), f"one seed, or a list of {rows} (one per prompt)")
+    for value in seed if several else [seed]:
+        check_seed(value)
+    if several:
+        return [secrets.randbits(32) if value is None else value for value in seed], [0] * rows
     return [secrets.randbits(32) if seed is None else seed] * rows, range(rows)
 
 
@@ -161,8 +159,8 @@ class Generation:
     ) -> str:
         """Continue `prompt`; returns the continuation only.
 
-        The arguments up to `include_trace` are the documented API's. Only the named method's truncation is active: `top_k` has no
-        effect under "top-p". An argument whose default is None is refused by a method that doesn't use it.
+        The arguments up to `include_trace` are the documented API's. Only the named method's truncation is active: `top_k`
+        has no effect under "top-p". An argument whose default is None is refused by a method that doesn't use it.
 
         Args:
           prompt: text to continue; with `chat=True` a user's message, or a list of {"role", "content"}.
@@ -172,8 +170,9 @@ class Generation:
           top_k: for "top-k"; keep the k likeliest tokens and all that tie with the last of them.
           top_p: for "top-p"; keep the smallest set of likeliest tokens whose probability reaches it; 1 is the identity.
           min_p: for "min-p"; keep tokens at least this share as likely as the likeliest; None is 0.05, 0 the identity.
-          typical_p: for "typical"; keep the tokens of most typical information content up to this probability; None is 0.95.
-          steering_vector: {layer: vector}, added to the residual stream as it enters the layer, times `steering_strength`.
+          typical_p: for "typical"; keep the tokens of most typical information content up to this probability; None is
+            0.95, 1 the identity.
+          steering_vector: {layer: vector}, added to the residual stream where it enters the layer, times `steering_strength`.
           steering_strength: 0, the default, does not steer.
           ads_subset_size, ads_beta, steering_preset, json_schema, regex_pattern, grammar, draft_model, ensemble_models, best_of_n,
             adaptive_temperature, adaptive_temperature_schedule, adaptive_top_p, adaptive_top_p_schedule,
@@ -207,10 +206,10 @@ class Generation:
     def generate_batch(self, prompts: Sequence[str], **arguments: Any) -> list[str]:
         """Continue many prompts; returns one continuation per prompt, in order.
 
-        Arguments as for `generate`; each is one value for all prompts or a list with one per prompt, the method too. What is a list
-        for one prompt already (`stop`, ...) varies by a list of lists. Row i draws from fold_in(key(seed), i), so that row 0 is
-        `generate` with the same seed; a list of seeds gives row i exactly `generate(seed=seeds[i])`. `transform` and `edits` vary per
-        row through their own fields.
+        Arguments as for `generate`; each is one value for all prompts or a list with one per prompt, the method too. What is
+        a list for one prompt already (`stop`, ...) varies by a list of lists. Row i draws from fold_in(key(seed), i), so that
+        row 0 is `generate` with the same seed; a list of seeds gives row i exactly `generate(seed=seeds[i])`. `transform` and
+        `edits` vary per row through their own fields.
 
         Args:
           prompts: any number; they decode in micro-batches of like length.

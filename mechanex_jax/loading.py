@@ -34,7 +34,7 @@ class LoadedModel:
       config: the checkpoint's `config.json`.
       fingerprint: identifies weights and configuration.
       folder: where the files are.
-      device: where the weights are.
+      device: the jax.Device that holds the weights.
     """
 
     name: str
@@ -43,7 +43,7 @@ class LoadedModel:
     config: dict[str, Any] = dataclasses.field(repr=False)
     fingerprint: str = dataclasses.field(repr=False)
     folder: Path
-    device: jax.Device
+    device: Any
 
     @property
     def bytes(self) -> int:
@@ -60,7 +60,7 @@ class LoadedModel:
         return jax.device_put((offsets, vocabulary.bytes), self.device)
 
 
-def _device(wanted: str | jax.Device | None) -> jax.Device:
+def _device(wanted: Any) -> Any:
     if wanted is None:
         return jax.devices()[0]
     if isinstance(wanted, jax.Device):
@@ -72,7 +72,7 @@ def _device(wanted: str | jax.Device | None) -> jax.Device:
         raise expected("device", wanted, f"one of {', '.join(str(d) for d in jax.devices())}, or 'cpu'") from error
 
 
-def _dtype(wanted: Any, device: jax.Device) -> str:
+def _dtype(wanted: Any, device: Any) -> str:
     """bfloat16 on accelerators; float32 on CPUs, where XLA's bfloat16 matrix-vector product is many times slower."""
     if wanted is None:
         return "float32" if device.platform == "cpu" else "bfloat16"
@@ -87,7 +87,7 @@ def _dtype(wanted: Any, device: jax.Device) -> str:
 
 def _enable_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, unless the user has chosen a place (or none) already."""
-    if jax.config.jax_compilation_cache_dir is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    if jax.config.read("jax_compilation_cache_dir") is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", str(checkpoints.cache_folder() / "xla"))
     # Small programs too: a cold process otherwise spends longer on dozens of those than on the large ones.
@@ -99,7 +99,7 @@ def load(
     name: str | os.PathLike[str] | None = None,
     *,
     dtype: Any = None,
-    device: str | jax.Device | None = None,
+    device: Any = None,
     progress: bool | None = None,
 ) -> LoadedModel:
     """Fetch a model if need be and put it on a device. See `Mechanex.load`."""
@@ -112,14 +112,10 @@ def load(
 
     tokenizer = checkpoint.tokenizer()
     with progress_bar(f"Loading {checkpoint.name}", enabled=shown) as report:
-        model = architectures.build(
-            checkpoint.config, checkpoint.tensors(), dtype=kind, device=place, report=report
-        )
+        model = architectures.build(checkpoint.config, checkpoint.tensors(), dtype=kind, device=place, report=report)
     if tokenizer.size > model.spec.vocabulary:
         raise CheckpointError(
             f"{checkpoint.folder}: got a tokenizer of {tokenizer.size} ids; expected at most {model.spec.vocabulary}, the "
             "model's number of logits. The tokenizer belongs to another model."
         )
-    return LoadedModel(
-        checkpoint.name, model, tokenizer, checkpoint.config, checkpoint.fingerprint, checkpoint.folder, place
-    )
+    return LoadedModel(checkpoint.name, model, tokenizer, checkpoint.config, checkpoint.fingerprint, checkpoint.folder, place)

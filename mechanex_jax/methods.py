@@ -1,7 +1,7 @@
 """The table of sampling methods: which loop runs each, which arguments it reads, and what it keeps of a distribution.
 
-A new method that only truncates is one row here. Rows of one batch may use different methods: they share one compiled program, in
-which what a row doesn't use has its neutral value.
+A new method that only truncates is one row here. Rows of one batch may use different methods: they share one compiled
+program, in which what a row doesn't use has its neutral value.
 """
 
 from __future__ import annotations
@@ -79,7 +79,5 @@ def method(name: Any) -> Method:
     found = METHODS.get(ALIASES.get(name, name)) if isinstance(name, str) else None
     if found is None:
         near = difflib.get_close_matches(str(name), [*METHODS, *ALIASES], n=1)
-        raise expected(
-            "sampling_method", name, f"one of {', '.join(METHODS)}", f"Did you mean {near[0]!r}?" if near else ""
-        )
+        raise expected("sampling_method", name, f"one of {', '.join(METHODS)}", f"Did you mean {near[0]!r}?" if near else "")
     return found

@@ -41,8 +41,8 @@ class Mechanex:
         """Load a model and make it the one that `generate` uses.
 
         Args:
-          name: a catalogue name, a hub id such as "org/model", a folder of safetensors, or a GGUF file; None is the default model,
-            smollm2-135m-instruct. A catalogue model is fetched once and kept in the user's cache folder.
+          name: a catalogue name, a hub id such as "org/model", a folder of safetensors, or a GGUF file; None is the default
+            model, smollm2-135m-instruct. A catalogue model is fetched once and kept in the user's cache folder.
           alias: another name to keep it under; loading under a name again replaces that model.
           dtype: "float32", "bfloat16" or "float16"; None is bfloat16 on accelerators and float32 on CPUs.
           device: "cpu", "gpu:1" or a jax.Device; None is JAX's default.

@@ -13,8 +13,8 @@ from jaxtyping import install_import_hook
 _ARRAY_CODE = ["architectures", "edits", "loops", "transforms"]
 hook = install_import_hook([f"mechanex_jax.{name}" for name in _ARRAY_CODE], "typecheck.checked")
 
-import jax
-import pytest
+import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 

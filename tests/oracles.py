@@ -25,6 +25,7 @@ from mechanex_jax import architectures, checkpoints
 from mechanex_jax.architectures import Model
 
 logging.disable_progress_bar()
+torch.set_num_threads(1)  # beside JAX's threads, PyTorch's spin while they wait for each other: up to ten times slower
 
 VOCABULARY = 97
 _SMALL = {
@@ -87,9 +88,7 @@ def rewrite_tensors(folder: Path, change: Callable[[dict[str, torch.Tensor]], An
 
 
 def ours(folder: Path, dtype: str = "float32") -> Model:
-    return architectures.build(
-        read_config(folder), checkpoints.TensorReader(folder), dtype=dtype, device=jax.devices("cpu")[0]
-    )
+    return architectures.build(read_config(folder), checkpoints.TensorReader(folder), dtype=dtype, device=jax.devices("cpu")[0])
 
 
 def theirs(folder: Path, dtype: torch.dtype = torch.float32) -> Any:

@@ -118,9 +118,7 @@ def test_rows_of_like_length_decode_together_and_short_texts_before_long_ones(tm
     rows = [{"prompt": "x" * size, "max_tokens": steps} for steps, size in lengths]
     machine = Machine()
     work(write(tmp_path / "in.jsonl", rows), target, machine, batch_size=2)
-    order = [
-        (c.max_tokens, len(p)) for call in machine.calls for p, c in zip(call["prompts"], call["configs"], strict=True)
-    ]
+    order = [(c.max_tokens, len(p)) for call in machine.calls for p, c in zip(call["prompts"], call["configs"], strict=True)]
     assert order == sorted(lengths)
 
 
@@ -260,7 +258,6 @@ def test_the_input_is_never_the_output(source):
     assert source.read_bytes() == before
 
 
-@pytest.mark.skipif(os.name == "nt", reason="needs flock")
 def test_two_jobs_never_write_one_output(source, target):
     with Job(source, target), pytest.raises(MechanexError, match="another process"):
         Job(source, target)
@@ -297,9 +294,7 @@ def test_the_printed_seed_repeats_the_text_and_streaming_gives_the_same(smollm2_
     assert drawn.exit_code == 0
     assert drawn.stderr == ""
     result = json.loads(drawn.stdout)
-    assert set(result) == {
-        *("prompt", "text", "tokens", "logprobs", "finish_reason", "model", "method", "seed", "seconds")
-    }
+    assert set(result) == {*("prompt", "text", "tokens", "logprobs", "finish_reason", "model", "method", "seed", "seconds")}
     assert len(result["tokens"]) == len(result["logprobs"]) == 8
     again = run(*options, "--seed", result["seed"])
     assert (again.exit_code, again.stdout) == (0, result["text"] + "\n")
@@ -438,7 +433,6 @@ def wait_for_lines(path: Path, count: int, process: subprocess.Popen[str]) -> No
         time.sleep(0.02)
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_a_killed_and_an_interrupted_batch_go_on_to_the_texts_of_an_unbroken_one(smollm2_folder, tmp_path):
     rows = [{"prompt": f"Number {i} is" + " very" * (i % 5)} for i in range(16)]
     source, broken, whole = write(tmp_path / "in.jsonl", rows), tmp_path / "broken.jsonl", tmp_path / "whole.jsonl"
@@ -466,7 +460,6 @@ def test_a_killed_and_an_interrupted_batch_go_on_to_the_texts_of_an_unbroken_one
     assert [row["prompt"] for row in read(broken)] == [row["prompt"] for row in rows]
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
 def test_on_a_terminal_there_are_bars_and_control_c_ends_a_long_text_quietly(smollm2_folder):
     screen, terminal = os.openpty()
     command = [*COMMAND, "generate", "One, two, three,", "--max-tokens", "500", "--min-tokens", "500"]
@@ -489,7 +482,6 @@ def test_on_a_terminal_there_are_bars_and_control_c_ends_a_long_text_quietly(smo
     assert b"Traceback" not in shown
 
 
-@pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
 def test_a_reader_that_leaves_is_no_error(smollm2_folder):
     process = start("generate", "One, two, three,", "--max-tokens", 500, "--min-tokens", 500)
     assert process.stdout is not None

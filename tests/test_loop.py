@@ -74,9 +74,7 @@ def test_padding_of_prompts_never_counts():
 
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 7], [3, 3, 3, 3], [11, 1]])
 def test_the_same_tokens_however_the_loop_is_cut_into_chunks(pieces):
-    program, carry = autoregressive.start(
-        MODEL, PROMPTS, LENGTHS, SAMPLED, key=KEY, max_new_tokens=12, eos_ids=[4], stops=None
-    )
+    program, carry = autoregressive.start(MODEL, PROMPTS, LENGTHS, SAMPLED, key=KEY, max_new_tokens=12, eos_ids=[4], stops=None)
     for until in pieces:
         carry = autoregressive.decode_chunk(program, carry, np.int32(until))
     same(autoregressive.result(carry), run(SAMPLED, eos_ids=[4]))
@@ -214,7 +212,9 @@ def test_stop_strings_end_rows_exactly_where_python_finds_them(seed):
                 expected = index + 1
                 break
         assert stopped.lengths[row] == expected
-        assert (stopped.finish_reason[row] == FinishReason.STOP) == (expected < 60 or any(s.encode() in text for s in stops[row]))
+        assert (stopped.finish_reason[row] == FinishReason.STOP) == (
+            expected < 60 or any(s.encode() in text for s in stops[row])
+        )
 
 
 def test_end_of_sequence_wins_over_a_stop_string_and_that_over_the_length():
@@ -246,9 +246,7 @@ def test_a_new_prompt_bucket_compiles_its_prefill_and_nothing_else(compilations)
     autoregressive.decode_chunk(program, carry, np.int32(9))
 
     def longer():
-        program, carry = autoregressive.start(
-            MODEL, np.ones((4, 90), np.int32), [90] * 4, GREEDY, key=KEY, max_new_tokens=9
-        )
+        program, carry = autoregressive.start(MODEL, np.ones((4, 90), np.int32), [90] * 4, GREEDY, key=KEY, max_new_tokens=9)
         jax.block_until_ready(autoregressive.decode_chunk(program, carry, np.int32(9)))
 
     assert compilations(longer) == 1

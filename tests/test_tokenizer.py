@@ -169,9 +169,7 @@ def _pieces_backend(kind: str) -> tokenizers.Tokenizer:
         "é",
     ]
     if kind == "unigram":
-        model = models.Unigram(
-            [(piece, -float(rank)) for rank, piece in enumerate(pieces)], unk_id=0, byte_fallback=True
-        )
+        model = models.Unigram([(piece, -float(rank)) for rank, piece in enumerate(pieces)], unk_id=0, byte_fallback=True)
     else:
         vocab = {piece: index for index, piece in enumerate(pieces)}
         model = models.BPE(vocab, [("h", "e"), ("▁", "he")], unk_token="<unk>", byte_fallback=True, fuse_unk=True)

@@ -44,9 +44,7 @@ TABLE = {
     "penalties": Case(
         functools.partial(tx.penalties, V), (1, 0, 0), ((1.3, 0.5, 0.2), (0.8, -1.0, 0.0)), shift_invariant=False
     ),
-    "repetition_penalty": Case(
-        functools.partial(tx.repetition_penalty, V), (1,), ((1.5,), (0.5,)), shift_invariant=False
-    ),
+    "repetition_penalty": Case(functools.partial(tx.repetition_penalty, V), (1,), ((1.5,), (0.5,)), shift_invariant=False),
     "presence_penalty": Case(functools.partial(tx.presence_penalty, V), (0,), ((0.5,), (-0.5,))),
     "frequency_penalty": Case(functools.partial(tx.frequency_penalty, V), (0,), ((0.5,), (-0.5,))),
     "logit_bias": Case(tx.logit_bias, (np.zeros(V),), ((BIAS,), (-BIAS,))),

@@ -37,7 +37,7 @@ def build(
     tensors: Tensors,
     *,
     dtype: str,
-    device: jax.Device,
+    device: Any,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Model:
     """A `Model` from HF's `config.json` (as a dict) and the checkpoint's tensors.

@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from mechanex_jax.architectures import layers
@@ -89,7 +88,12 @@ def weights(config: GPT2Config) -> dict[str, tuple[tuple[str, ...], Any]]:
     }
     if not config.tied:
         plan["embedding.table"] = (("transformer.wte.weight",), copy)
-    names = {"attention.qkv": "attn.c_attn", "attention.out": "attn.c_proj", "mlp.up": "mlp.c_fc", "mlp.down": "mlp.c_proj"}
+    names = {
+        "attention.qkv": "attn.c_attn",
+        "attention.out": "attn.c_proj",
+        "mlp.up": "mlp.c_fc",
+        "mlp.down": "mlp.c_proj",
+    }
     norms = {"norm1": "ln_1", "norm2": "ln_2"}
     for i in range(config.layers):
         ours, theirs = f"blocks.{i}", f"transformer.h.{i}"

@@ -1,4 +1,4 @@
-"""Llama and its kin (SmolLM2, Llama 2 and 3, Mistral): rotary positions, RMS norms, gated MLP (arXiv 2302.13971, 2407.21783)."""
+"""Llama and its kin (SmolLM2, Llama 2 and 3, Mistral): rotary positions, RMS norms, gated MLP (arXiv 2302.13971)."""
 
 from __future__ import annotations
 

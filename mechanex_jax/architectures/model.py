@@ -60,7 +60,9 @@ def _structure(static: Static) -> tuple[Any, Any, tuple[str, ...], tuple[jax.Sha
     abstract = nnx.eval_shape(lambda: static.family.module(static.config, jnp.dtype(static.dtype)))
     graphdef, state = nnx.split(abstract)
     flat, treedef = jax.tree_util.tree_flatten_with_path(state)
-    paths = tuple(".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path).removesuffix(".value") for path, _ in flat)
+    paths = tuple(
+        ".".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path).removesuffix(".value") for path, _ in flat
+    )
     shapes = tuple(jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for _, leaf in flat)
     return graphdef, treedef, paths, shapes
 

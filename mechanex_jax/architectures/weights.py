@@ -46,7 +46,12 @@ def side_by_side(out: np.ndarray, *parts: np.ndarray) -> None:
 
 
 def parameter(
-    path: str, shape: tuple[int, ...], dtype: Any, names: tuple[str, ...], assemble: Callable[..., None], tensors: Tensors
+    path: str,
+    shape: tuple[int, ...],
+    dtype: Any,
+    names: tuple[str, ...],
+    assemble: Callable[..., None],
+    tensors: Tensors,
 ) -> np.ndarray:
     """Read the tensors of one parameter and assemble them into an aligned array.
 

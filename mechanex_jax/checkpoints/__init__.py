@@ -4,7 +4,7 @@ from mechanex_jax.checkpoints.cache import build_folder, cache_folder
 from mechanex_jax.checkpoints.catalogue import Entry, catalogue, default_name
 from mechanex_jax.checkpoints.checkpoint import Checkpoint
 from mechanex_jax.checkpoints.safetensors import TensorReader
-from mechanex_jax.checkpoints.sources import pull, resolve
+from mechanex_jax.checkpoints.sources import kept, pull, resolve
 from mechanex_jax.checkpoints.tokenizer import Tokenizer
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "cache_folder",
     "catalogue",
     "default_name",
+    "kept",
     "pull",
     "resolve",
 ]

@@ -51,8 +51,7 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
                 _build_beside(target, build)
     except OSError as error:
         raise CheckpointError(
-            f"Cannot write {target}: {error}. Free some space there or set {_ENVIRONMENT} to a folder that can be "
-            "written."
+            f"Cannot write {target}: {error}. Free some space there or set {_ENVIRONMENT} to a folder that can be written."
         ) from error
     return target
 

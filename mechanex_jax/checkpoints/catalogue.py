@@ -98,9 +98,7 @@ def _read(path: Path) -> tuple[Entry, ...]:
     try:
         entries = [_entry(item) for item in json.loads(path.read_text("utf-8"))["models"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"The catalogue {path} cannot be read: {error!r}. Compare it with models/README.md."
-        ) from error
+        raise CheckpointError(f"The catalogue {path} cannot be read: {error!r}. Compare it with models/README.md.") from error
     defaults = [entry.name for entry in entries if entry.default]
     if len(defaults) != 1:
         raise CheckpointError(f"The catalogue {path} marks {defaults} as default; expected exactly one model.")

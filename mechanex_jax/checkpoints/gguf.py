@@ -102,9 +102,7 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Reade
     def field(key: str, default: Any = None) -> Any:
         value = fields.get(f"llama.{key}", default)
         if value is None:
-            raise CheckpointError(
-                f"{source}: no field llama.{key}; expected it in a Llama model. The file is incomplete."
-            )
+            raise CheckpointError(f"{source}: no field llama.{key}; expected it in a Llama model. The file is incomplete.")
         return value
 
     heads = field("attention.head_count")
@@ -115,9 +113,7 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Reade
         )
     embedding = tensors.get("model.embed_tokens.weight")
     if embedding is None:
-        raise CheckpointError(
-            f"{source}: no tensor token_embd.weight; expected the token embedding. The file is incomplete."
-        )
+        raise CheckpointError(f"{source}: no tensor token_embd.weight; expected the token embedding. The file is incomplete.")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
@@ -161,9 +157,7 @@ def _write_weights(
 ) -> None:
     unknown = {tensor.tensor_type.name for tensor in tensors.values()}.difference(_TYPES)
     if unknown:
-        raise CheckpointError(
-            f"{source}: got tensors of type {', '.join(sorted(unknown))}; expected {', '.join(_TYPES)}."
-        )
+        raise CheckpointError(f"{source}: got tensors of type {', '.join(sorted(unknown))}; expected {', '.join(_TYPES)}.")
     shapes = [(name, tuple(int(size) for size in reversed(tensor.shape))) for name, tensor in tensors.items()]
     total = 4 * sum(tensor.n_elements for tensor in tensors.values())
     heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}

@@ -68,9 +68,7 @@ def files(source: Path, fields: Mapping[str, Any]) -> dict[str, str]:
         tokenizer = _byte_level_bpe(tokens, kinds, merges, pre_tokenizer(), settings)
         tokenizer.post_processor = _surround({role: roles[role] for role, wanted in around.items() if wanted}, tokens)
     except Exception as error:  # the library raises bare Exceptions
-        raise CheckpointError(
-            f"{source}: tokens and merges do not fit together ({error}). The file is corrupt."
-        ) from error
+        raise CheckpointError(f"{source}: tokens and merges do not fit together ({error}). The file is corrupt.") from error
     return {
         "tokenizer.json": tokenizer.to_str(),
         "tokenizer_config.json": json.dumps(config, indent=2, ensure_ascii=False),

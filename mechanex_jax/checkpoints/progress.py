@@ -23,7 +23,7 @@ def bar(description: str, *, enabled: bool, unit: str = "bytes") -> Iterator[Rep
     from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     amount = (DownloadColumn(),) if unit == "bytes" else (MofNCompleteColumn(), TextColumn(unit))
-    columns = (TextColumn("{task.description}"), BarColumn(), *amount, TimeRemainingColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), *amount, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as shown:
         task = shown.add_task(description, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total or None)

@@ -185,9 +185,7 @@ def _read_shards(folder: Path) -> dict[str, _Place]:
     headers = {shard: _read_header(folder / shard) for shard in shards}
     absent = [name for name, shard in files.items() if name not in headers[shard]]
     if absent:
-        raise CheckpointError(
-            f"{folder / files[absent[0]]}: no tensor {absent[0]!r}; {_INDEX} expects it there. {_AGAIN}"
-        )
+        raise CheckpointError(f"{folder / files[absent[0]]}: no tensor {absent[0]!r}; {_INDEX} expects it there. {_AGAIN}")
     return {name: headers[shard][name] for name, shard in files.items()}
 
 
@@ -198,9 +196,7 @@ def _read_header(path: Path) -> dict[str, _Place]:
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > min(size - 8, _LONGEST_HEADER):
-            raise CheckpointError(
-                f"{path}: got {size:,} bytes; expected a header of {length:,} after the first 8. {_AGAIN}"
-            )
+            raise CheckpointError(f"{path}: got {size:,} bytes; expected a header of {length:,} after the first 8. {_AGAIN}")
         encoded = file.read(length)
     try:
         header = json.loads(encoded)
@@ -230,9 +226,7 @@ def _parse(path: Path, base: int, name: str, item: dict[str, Any]) -> _Place:
         raise ValueError(f"{name}: negative or fractional numbers")
     if end - begin != math.prod(shape) * dtype.itemsize:
         needed = math.prod(shape) * dtype.itemsize
-        raise CheckpointError(
-            f"{path}: {name} has {end - begin:,} bytes; expected {needed:,} for its shape {shape}. {_AGAIN}"
-        )
+        raise CheckpointError(f"{path}: {name} has {end - begin:,} bytes; expected {needed:,} for its shape {shape}. {_AGAIN}")
     return _Place(path, dtype, shape, base + begin, end - begin)
 
 

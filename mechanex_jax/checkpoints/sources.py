@@ -13,6 +13,7 @@ from pathlib import Path
 from mechanex_jax.checkpoints import gguf, wheel
 from mechanex_jax.checkpoints.cache import build_folder, cache_folder
 from mechanex_jax.checkpoints.catalogue import (
+    Entry,
     FolderSource,
     HubSource,
     Source,
@@ -98,7 +99,28 @@ def _(source: WheelSource, name: str, progress: bool) -> Path:
         with tempfile.TemporaryDirectory(dir=folder) as work:
             _convert(wheel.locate(source, Path(work), progress=progress), folder, progress)
 
-    return build_folder(cache_folder() / "models" / f"{name}-{source.sha256[:12]}-{gguf.VERSION}", build)
+    return build_folder(_converted(source, name), build)
+
+
+def _converted(source: WheelSource, name: str) -> Path:
+    return cache_folder() / "models" / f"{name}-{source.sha256[:12]}-{gguf.VERSION}"
+
+
+def kept(entry: Entry) -> Path | None:
+    """The folder of a catalogue model that needs no network any more, or None."""
+    match entry.source:
+        case WheelSource() as source:
+            folder = _converted(source, entry.name)
+        case FolderSource(path=path):
+            folder = models_folder() / path
+        case HubSource(repo_id=repo, revision=revision):
+            from huggingface_hub import try_to_load_from_cache
+
+            config = try_to_load_from_cache(repo, "config.json", revision=revision)
+            if not isinstance(config, str):
+                return None
+            folder = Path(config).parent
+    return folder if any(folder.glob("*.safetensors")) else None
 
 
 @_fetch.register
@@ -139,9 +161,7 @@ def _(source: HubSource, name: str, progress: bool) -> Path:
             f"`mechanex-jax pull {name}` (or unset HF_HUB_OFFLINE), or load a local folder."
         ) from error
     except (errors.HfHubHTTPError, OSError) as error:
-        raise CheckpointError(
-            f"{where}: the download failed ({error}). Try again: what has arrived is kept."
-        ) from error
+        raise CheckpointError(f"{where}: the download failed ({error}). Try again: what has arrived is kept.") from error
 
 
 def _not_found(given: str) -> str:

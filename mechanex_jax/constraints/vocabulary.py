@@ -65,9 +65,7 @@ class Vocabulary:
         added = content.get("added_tokens") or []
         own = 1 + max((*ids.values(), *(token["id"] for token in added)), default=-1)
         if size is not None and size < own:
-            raise expected(
-                "size", size, f"at least {own}, the tokenizer's own", "Does the tokenizer belong to the model?"
-            )
+            raise expected("size", size, f"at least {own}, the tokenizer's own", "Does the tokenizer belong to the model?")
         spell = _spelling(content)
         tokens: list[bytes | None] = [None] * (size or own)
         for text, index in ids.items():

@@ -8,6 +8,7 @@ from mechanex_jax.loops.autoregressive import (
     advance,
     decode,
     decode_chunk,
+    finish,
     result,
     start,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "advance",
     "decode",
     "decode_chunk",
+    "finish",
     "forward",
     "result",
     "start",

@@ -129,9 +129,7 @@ def _begin(
 @partial(jax.jit, donate_argnames="carry")
 def _prefill(program: Program, carry: Carry, tokens: jax.Array, valid: jax.Array) -> Carry:
     """Run S prompt tokens, of which row b has `valid[b]`, into the cache."""
-    out = program.model.extend(
-        carry.cache, tokens, valid, program.edits, prompt_lengths=carry.prompt_lengths, logits="none"
-    )
+    out = program.model.extend(carry.cache, tokens, valid, program.edits, prompt_lengths=carry.prompt_lengths, logits="none")
     return dataclasses.replace(carry, cache=out.cache)
 
 
@@ -284,17 +282,20 @@ def advance(program: Program, carry: Carry, seconds: float = _SECONDS_PER_CHUNK)
         carry = decode_chunk(program, carry, np.int32(until))
         jax.block_until_ready(carry.finish)
         yield carry
-        if time.perf_counter() - begun < seconds:
-            until = min(2 * until, 4096)
-        else:
-            until = max(1, until // 2)
+        quick = time.perf_counter() - begun < seconds
+        until = min(2 * until, 4096) if quick else max(1, until // 2)
+
+
+def finish(program: Program, carry: Carry) -> Carry:
+    """`advance` to the end."""
+    for latest in advance(program, carry):
+        carry = latest
+    return carry
 
 
 def result(carry: Carry, pad_id: int = 0) -> DecodeResult:
     """What has been generated so far."""
-    tokens, logprobs, lengths, generated = jax.device_get(
-        (carry.tokens, carry.logprobs, carry.prompt_lengths, carry.generated)
-    )
+    tokens, logprobs, lengths, generated = jax.device_get((carry.tokens, carry.logprobs, carry.prompt_lengths, carry.generated))
     width = int(np.max(np.asarray(carry.max_new), initial=0))
     spots = np.minimum(lengths[:, None] + np.arange(width), tokens.shape[1] - 1)
     real = np.arange(width) < generated[:, None]
@@ -355,6 +356,4 @@ def decode(
         capacity=capacity,
         pad_id=pad_id,
     )
-    for carry in advance(program, carry):  # noqa: B020 - the carry is donated: only the newest one lives
-        pass
-    return result(carry, pad_id)
+    return result(finish(program, carry), pad_id)

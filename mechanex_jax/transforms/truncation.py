@@ -70,9 +70,7 @@ class Truncation(Stateless):
         mine, others = ([i for i, n in enumerate(_STAGES) if getattr(t, n) is not None] for t in (self, other))
         if mine and others and mine[-1] >= others[0]:
             return None
-        return Truncation(
-            **{n: getattr(self, n) if getattr(self, n) is not None else getattr(other, n) for n in _STAGES}
-        )
+        return Truncation(**{n: getattr(self, n) if getattr(self, n) is not None else getattr(other, n) for n in _STAGES})
 
 
 def truncation(
@@ -201,9 +199,7 @@ def _truncate_rows(z: jax.Array, values: tuple[Any, ...]) -> jax.Array:
     use_p = hot & (p < 1) if p is not None else jnp.full(top.shape, False)
     count = min(_CANDIDATES, size)
     if k is not None or p is not None:
-        best = lax.cond(
-            jnp.any(use_k | use_p), lambda: _best(z, count), lambda: jnp.full((z.shape[0], count), -jnp.inf)
-        )
+        best = lax.cond(jnp.any(use_k | use_p), lambda: _best(z, count), lambda: jnp.full((z.shape[0], count), -jnp.inf))
         if k is not None:
             lowest = _settled(_top_k_cut(z, best, k, use_k))
         if p is not None:
