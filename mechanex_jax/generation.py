@@ -174,10 +174,11 @@ class Generation:
             0.95, 1 the identity.
           steering_vector: {layer: vector}, added to the residual stream where it enters the layer, times `steering_strength`.
           steering_strength: 0, the default, does not steer.
-          ads_subset_size, ads_beta, steering_preset, json_schema, regex_pattern, grammar, draft_model, ensemble_models, best_of_n,
-            adaptive_temperature, adaptive_temperature_schedule, adaptive_top_p, adaptive_top_p_schedule,
-            confidence_triggered_regeneration, confidence_threshold, code_unit_tests, policy, policy_id, include_trace: not served
-            in this version; another value than the default raises NotImplementedError.
+          confidence_threshold: 0 to 1; has no effect in this version.
+          ads_subset_size, ads_beta, steering_preset, json_schema, regex_pattern, grammar, draft_model, ensemble_models,
+            best_of_n, adaptive_temperature, adaptive_temperature_schedule, adaptive_top_p, adaptive_top_p_schedule,
+            confidence_triggered_regeneration, code_unit_tests, policy, policy_id, include_trace: not served in this version;
+            another value than the default raises NotImplementedError.
           seed: 0 to 4294967295, the same text each time on one machine; None draws a fresh one.
           stop: a string or several; the text ends before the first that appears.
           chat: wrap the prompt in the model's chat template.

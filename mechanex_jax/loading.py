@@ -87,7 +87,8 @@ def _dtype(wanted: Any, device: Any) -> str:
 
 def _enable_compilation_cache() -> None:
     """Keep compiled programs in the user's cache folder, unless the user has chosen a place (or none) already."""
-    if jax.config.read("jax_compilation_cache_dir") is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
     jax.config.update("jax_compilation_cache_dir", str(checkpoints.cache_folder() / "xla"))
     # Small programs too: a cold process otherwise spends longer on dozens of those than on the large ones.

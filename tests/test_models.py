@@ -252,7 +252,7 @@ def room_in_the_cache_changes_nothing(p: Pair) -> None:
 
 
 def half_precision_is_as_good_as_transformers(p: Pair) -> None:
-    """bfloat16 has 8 bits, so errors depend on the order of roundings; ours may not exceed transformers' own by half.
+    """bfloat16 has 8 bits, so errors depend on the order of roundings; ours may not exceed transformers' own by 15%.
 
     The error of each is its distance from float32: root mean square over all logits, stable where a maximum is not.
     """
@@ -266,7 +266,7 @@ def half_precision_is_as_good_as_transformers(p: Pair) -> None:
     assert out.logits.dtype == jnp.float32
     assert out.cache.keys[0].dtype == jnp.bfloat16
     theirs = oracles.logits_of(oracles.theirs(p.folder, torch.bfloat16), p.tokens[:1])
-    assert error(out.logits) <= 1.5 * error(theirs), (error(out.logits), error(theirs))
+    assert error(out.logits) <= 1.15 * error(theirs), (error(out.logits), error(theirs))
     assert error(theirs) < 0.03 * float(np.std(p.truth[:1])), "the yardstick itself has to be short"
 
 
@@ -511,6 +511,7 @@ def test_missing_and_misshapen_tensors_are_refused(pair, tmp_path: Path) -> None
         "model.layers.0.mlp.down_proj.weight": (80, 64),
         "model.layers.0.mlp.gate_proj.weight": (79, 64),
         "model.norm.weight": (1, 64),
+        "model.layers.1.input_layernorm.weight": (),
         "lm_head.weight": (97 * 64,),
     }.items():
         message = broken("llama", lambda tensors, n=name, s=shape: tensors.update({n: torch.zeros(s)}))

@@ -10,7 +10,7 @@ import numpy as np
 
 from mechanex_jax.architectures import gpt2, llama
 from mechanex_jax.architectures.model import Family, Model, ModelOutput, Static, parameter_shapes
-from mechanex_jax.architectures.weights import Tensors, parameter
+from mechanex_jax.architectures.weights import Strips, Tensors, parameter
 from mechanex_jax.errors import CheckpointError
 
 _LLAMA = Family(llama.configure, llama.Llama, llama.weights)
@@ -28,8 +28,8 @@ class _Prefixed:
     def shape(self, name: str) -> tuple[int, ...]:
         return self._tensors.shape(self._bare[name])
 
-    def read(self, name: str) -> np.ndarray:
-        return self._tensors.read(self._bare[name])
+    def strips(self, name: str) -> Strips:
+        return self._tensors.strips(self._bare[name])
 
 
 def build(
@@ -70,8 +70,8 @@ def build(
     params = []
     total, done = sum(shape.size * shape.dtype.itemsize for shape in shapes.values()), 0
     for path, shape in shapes.items():
-        names, assemble = plan[path]
-        params.append(jax.device_put(parameter(path, shape.shape, shape.dtype, names, assemble, tensors), device))
+        names, layout = plan[path]
+        params.append(jax.device_put(parameter(path, shape.shape, shape.dtype, names, layout, tensors), device))
         done += params[-1].nbytes
         report(done, total)
     return Model(tuple(params), static)

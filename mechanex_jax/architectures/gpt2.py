@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 
 from mechanex_jax.architectures import layers
-from mechanex_jax.architectures.weights import copy, side_by_side
+from mechanex_jax.architectures.weights import AS_STORED, TRANSPOSED, Layout
 from mechanex_jax.errors import CheckpointError
 
 
@@ -78,16 +78,16 @@ class GPT2(nnx.Module):
         return None
 
 
-def weights(config: GPT2Config) -> dict[str, tuple[tuple[str, ...], Any]]:
+def weights(config: GPT2Config) -> dict[str, tuple[tuple[str, ...], Layout]]:
     """Parameter path -> HF tensor names and how to assemble them. GPT-2's own matrices are [in, out] already."""
-    plan: dict[str, tuple[tuple[str, ...], Any]] = {
-        "places.table": (("transformer.wpe.weight",), copy),
-        "norm.scale": (("transformer.ln_f.weight",), copy),
-        "norm.bias": (("transformer.ln_f.bias",), copy),
-        "unembedding.kernel": (("transformer.wte.weight" if config.tied else "lm_head.weight",), side_by_side),
+    plan: dict[str, tuple[tuple[str, ...], Layout]] = {
+        "places.table": (("transformer.wpe.weight",), AS_STORED),
+        "norm.scale": (("transformer.ln_f.weight",), AS_STORED),
+        "norm.bias": (("transformer.ln_f.bias",), AS_STORED),
+        "unembedding.kernel": (("transformer.wte.weight" if config.tied else "lm_head.weight",), TRANSPOSED),
     }
     if not config.tied:
-        plan["embedding.table"] = (("transformer.wte.weight",), copy)
+        plan["embedding.table"] = (("transformer.wte.weight",), AS_STORED)
     names = {
         "attention.qkv": "attn.c_attn",
         "attention.out": "attn.c_proj",
@@ -98,9 +98,9 @@ def weights(config: GPT2Config) -> dict[str, tuple[tuple[str, ...], Any]]:
     for i in range(config.layers):
         ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
         for mine, hf in names.items():
-            plan[f"{ours}.{mine}.kernel"] = ((f"{theirs}.{hf}.weight",), copy)
-            plan[f"{ours}.{mine}.bias"] = ((f"{theirs}.{hf}.bias",), copy)
+            plan[f"{ours}.{mine}.kernel"] = ((f"{theirs}.{hf}.weight",), AS_STORED)
+            plan[f"{ours}.{mine}.bias"] = ((f"{theirs}.{hf}.bias",), AS_STORED)
         for mine, hf in norms.items():
-            plan[f"{ours}.{mine}.scale"] = ((f"{theirs}.{hf}.weight",), copy)
-            plan[f"{ours}.{mine}.bias"] = ((f"{theirs}.{hf}.bias",), copy)
+            plan[f"{ours}.{mine}.scale"] = ((f"{theirs}.{hf}.weight",), AS_STORED)
+            plan[f"{ours}.{mine}.bias"] = ((f"{theirs}.{hf}.bias",), AS_STORED)
     return plan

@@ -57,7 +57,7 @@ class LayerNorm(nnx.Module):
         wide = x.astype(jnp.float32)
         wide -= jnp.mean(wide, axis=-1, keepdims=True)
         wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
-        return self.scale[...] * wide.astype(x.dtype) + self.bias[...]
+        return (self.scale[...].astype(jnp.float32) * wide + self.bias[...].astype(jnp.float32)).astype(x.dtype)
 
 
 class Linear(nnx.Module):

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mechanex_jax.architectures import layers
-from mechanex_jax.architectures.weights import copy, side_by_side
+from mechanex_jax.architectures.weights import AS_STORED, TRANSPOSED, Layout
 from mechanex_jax.errors import CheckpointError
 
 
@@ -131,25 +131,25 @@ class Llama(nnx.Module):
         return jnp.cos(angles), jnp.sin(angles)
 
 
-def weights(config: LlamaConfig) -> dict[str, tuple[tuple[str, ...], Any]]:
+def weights(config: LlamaConfig) -> dict[str, tuple[tuple[str, ...], Layout]]:
     """Parameter path -> HF tensor names and how to assemble them."""
 
-    def linear(ours: str, theirs: tuple[str, ...], bias: bool) -> dict[str, tuple[tuple[str, ...], Any]]:
-        found = {f"{ours}.kernel": (tuple(f"{name}.weight" for name in theirs), side_by_side)}
+    def linear(ours: str, theirs: tuple[str, ...], bias: bool) -> dict[str, tuple[tuple[str, ...], Layout]]:
+        found = {f"{ours}.kernel": (tuple(f"{name}.weight" for name in theirs), TRANSPOSED)}
         if bias:
-            found[f"{ours}.bias"] = (tuple(f"{name}.bias" for name in theirs), copy)
+            found[f"{ours}.bias"] = (tuple(f"{name}.bias" for name in theirs), AS_STORED)
         return found
 
     c = config
-    plan: dict[str, tuple[tuple[str, ...], Any]] = {"norm.scale": (("model.norm.weight",), copy)}
+    plan: dict[str, tuple[tuple[str, ...], Layout]] = {"norm.scale": (("model.norm.weight",), AS_STORED)}
     if not c.tied:
-        plan["embedding.table"] = (("model.embed_tokens.weight",), copy)
-    plan["unembedding.kernel"] = (("model.embed_tokens.weight" if c.tied else "lm_head.weight",), side_by_side)
+        plan["embedding.table"] = (("model.embed_tokens.weight",), AS_STORED)
+    plan["unembedding.kernel"] = (("model.embed_tokens.weight" if c.tied else "lm_head.weight",), TRANSPOSED)
     for i in range(c.layers):
         ours, theirs = f"blocks.{i}", f"model.layers.{i}"
         attention, mlp = f"{theirs}.self_attn", f"{theirs}.mlp"
-        plan[f"{ours}.norm1.scale"] = ((f"{theirs}.input_layernorm.weight",), copy)
-        plan[f"{ours}.norm2.scale"] = ((f"{theirs}.post_attention_layernorm.weight",), copy)
+        plan[f"{ours}.norm1.scale"] = ((f"{theirs}.input_layernorm.weight",), AS_STORED)
+        plan[f"{ours}.norm2.scale"] = ((f"{theirs}.post_attention_layernorm.weight",), AS_STORED)
         plan |= linear(f"{ours}.attention.qkv", tuple(f"{attention}.{x}_proj" for x in "qkv"), c.qkv_bias)
         plan |= linear(f"{ours}.attention.out", (f"{attention}.o_proj",), c.out_bias)
         plan |= linear(f"{ours}.mlp.gate_up", (f"{mlp}.gate_proj", f"{mlp}.up_proj"), c.mlp_bias)

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int32
 
 from mechanex_jax.architectures import kv_cache
 from mechanex_jax.architectures.layers import Positions, run_blocks
+from mechanex_jax.architectures.weights import Layout
 from mechanex_jax.edits import Taps, Where
 
 
@@ -37,12 +38,12 @@ class Family(NamedTuple):
       configure: HF `config.json` as a dict -> Config.
       module: (config, dtype) -> an nnx.Module with `embed(tokens, positions)`, `rotation(positions)`, `blocks`, `norm` and
         `unembedding`.
-      weights: config -> {parameter path: (HF tensor names, function that makes the parameter from those tensors)}.
+      weights: config -> {parameter path: (HF tensor names, side by side along the last axis, and how each lies there)}.
     """
 
     configure: Callable[[dict[str, Any]], Any]
     module: Callable[[Any, Any], Any]
-    weights: Callable[[Any], dict[str, tuple[tuple[str, ...], Callable[..., Any]]]]
+    weights: Callable[[Any], dict[str, tuple[tuple[str, ...], Layout]]]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from mechanex_jax.errors import CheckpointError
 
+Strips = Iterable[tuple[int, np.ndarray]]
+"""A tensor in pieces along its first axis: (index of the first row, rows)."""
+
 
 @runtime_checkable
 class Tensors(Protocol):
-    """What is needed of a checkpoint: names, shapes and reading one tensor."""
+    """What is needed of a checkpoint: names, shapes, and reading a tensor strip by strip."""
 
     @property
     def names(self) -> Any: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
-    def read(self, name: str) -> np.ndarray: ...
+    def strips(self, name: str) -> Strips: ...
 
 
 def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -29,31 +32,34 @@ def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return raw[start : start + size].view(dtype).reshape(shape)
 
 
-def copy(out: np.ndarray, *parts: np.ndarray) -> None:
-    """The tensors as they are, one behind the other along their last axis."""
-    np.concatenate(parts, axis=-1, out=out, casting="unsafe")
+def _copy(out: np.ndarray, strips: Strips) -> None:
+    for first, strip in strips:
+        out[first : first + len(strip)] = strip
 
 
-def side_by_side(out: np.ndarray, *parts: np.ndarray) -> None:
-    """HF's [out, in] matrices transposed to [in, out] and put side by side."""
-    start = 0
-    for part in parts:
-        # In strips: a transposing copy of a whole large matrix misses the cache on every element.
-        for first in range(0, part.shape[0], 64):
-            strip = part[first : first + 64]
-            out[:, start + first : start + first + len(strip)] = strip.T
-        start += part.shape[0]
+def _transpose(out: np.ndarray, strips: Strips) -> None:
+    for first, strip in strips:
+        # 64 rows at a time: transposing more misses the cache on every element.
+        for row in range(0, len(strip), 64):
+            piece = strip[row : row + 64]
+            out[:, first + row : first + row + len(piece)] = piece.T
+
+
+class Layout(NamedTuple):
+    """How a stored tensor lies in a parameter: its shape there, and the function that puts its strips there."""
+
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+    place: Callable[[np.ndarray, Strips], None]
+
+
+AS_STORED = Layout(lambda shape: shape, _copy)
+TRANSPOSED = Layout(lambda shape: shape[::-1], _transpose)  # HF's [out, in] matrices as [in, out]
 
 
 def parameter(
-    path: str,
-    shape: tuple[int, ...],
-    dtype: Any,
-    names: tuple[str, ...],
-    assemble: Callable[..., None],
-    tensors: Tensors,
+    path: str, shape: tuple[int, ...], dtype: Any, names: tuple[str, ...], layout: Layout, tensors: Tensors
 ) -> np.ndarray:
-    """Read the tensors of one parameter and assemble them into an aligned array.
+    """Read the tensors of one parameter, side by side along its last axis, into an aligned array.
 
     Raises:
       CheckpointError: a tensor is missing, or the shapes don't add up to the parameter's.
@@ -64,16 +70,15 @@ def parameter(
             f"Missing tensors for {path}: got {len(tensors.names)} others; expected {json.dumps(missing)} too. "
             "The weights do not belong to config.json, or the download is incomplete: fetch it again."
         )
-    out = aligned(shape, dtype)
-    try:
-        parts = [tensors.read(name) for name in names]
-        if sum(part.size for part in parts) != out.size or any(part.ndim != out.ndim for part in parts):
-            raise ValueError("sizes differ")
-        assemble(out, *parts)
-    except ValueError as error:
+    found = [layout.shape(tuple(tensors.shape(name))) for name in names]
+    if any(part[:-1] != shape[:-1] for part in found) or sum(part[-1] for part in found) != shape[-1]:
         got = [tuple(tensors.shape(name)) for name in names]
         raise CheckpointError(
             f"{path}: got tensors {list(names)} of shape {got}; expected them to make {shape}. "
             "config.json does not describe these weights."
-        ) from error
+        )
+    out, start = aligned(shape, dtype), 0
+    for name, part in zip(names, found, strict=True):
+        layout.place(out[..., start : start + part[-1]], tensors.strips(name))
+        start += part[-1]
     return out

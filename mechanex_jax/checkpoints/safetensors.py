@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +100,18 @@ class TensorReader:
         buffer = _aligned(place.nbytes)
         _read_into(place.path, place.start, buffer)
         return buffer.view(place.dtype).reshape(place.shape)
+
+    def strips(self, name: str, size: int = 1 << 22) -> Iterator[tuple[int, np.ndarray]]:
+        """The tensor in pieces of about `size` bytes along its first axis: (index of the first row, rows)."""
+        place = self._place(name)
+        count = place.shape[0] if place.shape else 1
+        row = place.nbytes // max(count, 1)
+        step = max(1, size // max(row, 1))
+        for first in range(0, count, step):
+            rows = min(step, count - first)
+            buffer = np.empty(rows * row, np.uint8)
+            _read_into(place.path, place.start + first * row, buffer)
+            yield first, buffer.view(place.dtype).reshape(rows, *place.shape[1:])
 
     def digest(self) -> str:
         """A cheap SHA-256 of the weights: names, types, shapes and 64 bytes from each tensor's middle."""
