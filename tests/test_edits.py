@@ -68,7 +68,7 @@ def both(tmp_path_factory) -> Callable[[str], tuple[Any, Any]]:
 @pytest.fixture(scope="module")
 def session(tmp_path_factory) -> mechanex.Mechanex:
     """Small, and with a tokenizer."""
-    folder = oracles.saved(gpt2(vocab_size=320, n_layer=4), tmp_path_factory.mktemp("small"))
+    folder = oracles.saved(gpt2(vocab_size=320), tmp_path_factory.mktemp("small"))
     oracles.save_tokenizer(folder)
     session = mechanex.Mechanex()
     session.set_execution_mode("local")
@@ -221,8 +221,15 @@ def test_values_never_recompile(both, session, compilations) -> None:
         ({"blocks.1.hook_resid_pre": torch.ones(1, D)}, 7),
     ]
     assert compilations(lambda: [generate(*value) for value in values]) == 0
-    generate(dict.fromkeys(range(3), vectors(D)), 1)
-    assert compilations(lambda: generate(dict.fromkeys(range(4), vectors(D)), 3)) == 0
+
+
+def test_the_number_of_layers_seldom_recompiles() -> None:
+    def shapes(*layers: int) -> Any:
+        rows_of = [{"resid_pre": {layer: vectors(D) for layer in range(count)}} if count else None for count in layers]
+        return jax.tree.map(np.shape, jax.tree.leaves(edits.steering(rows_of, [1.0] * len(rows_of), D)))
+
+    assert shapes(3, 0) == shapes(4, 1) == shapes(1, 4) != shapes(5, 0)
+    assert shapes(0, 0) == []
 
 
 # --- steering_vector -------------------------------------------------------------------------------------------------
@@ -418,7 +425,7 @@ def test_a_vector_without_strength_warns(session) -> None:
     ("given", "words"),
     [
         ({0: torch.randn(1, 768)}, ("steering_vector[0]", "(1, 768)", "64 numbers")),
-        ({4: vectors(D)}, ("steering_vector", "4", "0 to 3")),
+        ({2: vectors(D)}, ("steering_vector", "2", "0 to 1")),
         ({}, ("steering_vector", "{}")),
     ],
 )

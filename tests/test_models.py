@@ -313,6 +313,23 @@ def test_the_table_would_notice(name: str, pair, tmp_path: Path) -> None:
     assert np.abs(plain - p.truth[:1]).max() > 100 * TOLERANCE
 
 
+def test_a_text_may_fill_the_learned_positions(tmp_path: Path) -> None:
+    """Prefill pads the prompt to more positions than the model has; what stands there must not reach the text."""
+    folder = oracles.saved(gpt2(n_positions=21), tmp_path)
+    prompt = np.random.default_rng(0).integers(0, VOCABULARY, 18)
+    result = mechanex.loops.decode(
+        oracles.ours(folder),
+        prompt[None],
+        [18],
+        mechanex.transforms.temperature(0.0),
+        key=jax.random.key(0),
+        max_new_tokens=3,
+    )
+    assert np.isfinite(result.logprobs).all()
+    text = np.concatenate([prompt, result.tokens[0]])
+    np.testing.assert_array_equal(oracles.logits_of(oracles.theirs(folder), text[None])[0, 17:-1].argmax(-1), text[18:])
+
+
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
 
 from mechanex_jax.architectures import gpt2, llama
 from mechanex_jax.architectures.model import Family, Model, ModelOutput, Static, parameter_shapes

@@ -71,7 +71,8 @@ def parameter(
             "The weights do not belong to config.json, or the download is incomplete: fetch it again."
         )
     found = [layout.shape(tuple(tensors.shape(name))) for name in names]
-    if any(part[:-1] != shape[:-1] for part in found) or sum(part[-1] for part in found) != shape[-1]:
+    fits = all(len(part) == len(shape) and part[:-1] == shape[:-1] for part in found)
+    if not fits or sum(part[-1] for part in found) != shape[-1]:
         got = [tuple(tensors.shape(name)) for name in names]
         raise CheckpointError(
             f"{path}: got tensors {list(names)} of shape {got}; expected them to make {shape}. "
