@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Float, Int32
 
-BLOCK = 128
+# Positions that attention reads at a time. 64 instead of 128 saves a tenth of a step at batch 32 and short texts (less padding
+# is read) and costs 3% at 600 positions, on two CPU cores.
+BLOCK = 64
 _MASKED = -1e30  # finite: a block in which a query sees nothing must not turn into NaN
 
 
