@@ -17,7 +17,7 @@ from jax.core import Tracer
 from jaxtyping import Float, Int32
 
 from mechanex_jax import rows
-from mechanex_jax.errors import expected
+from mechanex_jax.errors import Said, expected
 
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
@@ -55,6 +55,8 @@ class Add:
     strength: Any = rows.row()
 
     def apply(self, x: jax.Array, layer: jax.Array, where: Where) -> jax.Array:
+        if self.vectors.shape[-1] != x.shape[-1]:
+            raise expected("vector", Said(f"width {self.vectors.shape[-1]}"), f"{x.shape[-1]}, the width of this model")
         weights = jnp.where(self.layers == layer, self.strength, 0.0)
         return x + jnp.sum(weights[:, None] * self.vectors, axis=0).astype(x.dtype)
 

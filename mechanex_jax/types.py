@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import jax
-from jaxtyping import Bool, Float32, Int32, Key
+from jaxtyping import Float32, Int32, Key
 
 Logits: TypeAlias = Float32[jax.Array, " V"]
 Token: TypeAlias = Int32[jax.Array, ""]
 RowKey: TypeAlias = Key[jax.Array, ""]
-Flag: TypeAlias = Bool[jax.Array, ""]

@@ -231,6 +231,7 @@ WRONG = [
     ({"prompt": 7}, "prompt"),
     ({"prompt": "word " * 9000}, "8191"),
     ({"model": "gpt-5"}, "loaded are"),
+    ({"prompt": "\ud800"}, "surrogate"),
 ]
 
 
@@ -244,6 +245,20 @@ def test_bad_input_is_refused_before_anything_compiles(mx, compilations, argumen
 
     assert compilations(call) == 0
     assert mx.generation.generate(PROMPTS[0], 2, "greedy") == " Paris."
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"edits": mechanex_jax.edits.add(np.ones(1), layer=3)}, "width 1; expected 576"),
+        ({"transform": mechanex_jax.transforms.logit_bias(np.zeros(7))}, "(49152,)"),
+    ],
+    ids=["edits", "transform"],
+)
+def test_a_researchers_parts_made_for_another_model_are_refused_by_name(mx, own, words):
+    with pytest.raises(ArgumentError) as caught:
+        mx.generation.generate("x", **own)
+    assert words in str(caught.value)
 
 
 @pytest.mark.parametrize(

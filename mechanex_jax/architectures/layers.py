@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from mechanex_jax.architectures import kv_cache
-from mechanex_jax.edits import Taps, Where
+from mechanex_jax.edits import Taps
 
 
 class Positions(NamedTuple):
@@ -234,7 +234,6 @@ __all__ = [
     "RMSNorm",
     "RotaryScaling",
     "Unembedding",
-    "Where",
     "rotary_frequencies",
     "rotate",
     "run_blocks",

@@ -77,6 +77,8 @@ class LogitBias(Stateless):
     bias: Any = row(rank=1)
 
     def apply(self, state: Any, logits: Logits, step: Step) -> Logits:
+        if logits.shape != self.bias.shape:
+            raise expected("bias", self.bias.shape, f"{logits.shape}, one number per logit of the model")
         return jnp.where(logits == -jnp.inf, -jnp.inf, logits + self.bias)
 
 
