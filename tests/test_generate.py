@@ -197,6 +197,11 @@ def test_fifty_calls_with_other_parameters_compile_nothing_after_the_first(mx, c
     assert compilations(lambda: [call(index) for index in range(1, 50)]) == 0
 
 
+def test_a_prompt_of_one_token_compiles_the_loop_once_however_many_chunks_follow(mx, compilations):
+    mx.generation.generate("Hello", 1, "greedy")
+    assert compilations(lambda: mx.generation.generate("Hello", 20, "greedy")) == 0
+
+
 NAN = float("nan")
 WRONG = [
     ({"max_tokens": 0}, "max_tokens: got 0"),

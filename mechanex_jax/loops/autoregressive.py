@@ -28,6 +28,7 @@ PREFILL_CHUNK = 512
 SMALLEST_PREFILL = 16
 SMALLEST_CAPACITY = 256  # what is allocated but not used costs memory only, so short texts may share one program
 _SECONDS_PER_CHUNK = 0.25  # how long Ctrl-C may have to wait
+_POLL_SECONDS = 5e-4
 _EOS_SLOTS = 8
 
 
@@ -104,7 +105,9 @@ def bucket(size: int, smallest: int) -> int:
     return max(smallest, 1 << max(size - 1, 0).bit_length())
 
 
-@jax.jit
+# Unused weights are kept as inputs, so that the carry is committed to their device from the start: else a prompt of one token,
+# which needs no prefill, would compile the loop a second time for its second chunk.
+@partial(jax.jit, keep_unused=True)
 def _begin(
     program: Program, history: jax.Array, lengths: jax.Array, max_new: jax.Array, key: jax.Array, eos_ids: jax.Array
 ) -> Carry:
@@ -256,6 +259,7 @@ def start(
     for size in chunks:
         valid = np.clip(lengths - 1 - at, 0, size).astype(np.int32)
         carry = _prefill(program, carry, history[:, at : at + size], valid)
+        _wait(carry.finish)
         at += size
     return program, carry
 
@@ -266,8 +270,19 @@ def _prefill_chunks(length: int) -> list[int]:
     return [PREFILL_CHUNK] * whole + ([bucket(rest, SMALLEST_PREFILL)] if rest else [])
 
 
+def _wait(array: jax.Array) -> None:
+    """Wait for the device; Ctrl-C strikes between polls, and leaves no work running behind it."""
+    try:
+        while not array.is_ready():
+            time.sleep(_POLL_SECONDS)
+    except BaseException:
+        array.block_until_ready()
+        raise
+
+
 def running(carry: Carry) -> bool:
     """Whether any row still runs; waits for the device."""
+    _wait(carry.finish)
     return bool(np.any(np.asarray(carry.finish) == FinishReason.RUNNING))
 
 
@@ -280,7 +295,7 @@ def advance(program: Program, carry: Carry, seconds: float = _SECONDS_PER_CHUNK)
     while running(carry):
         begun = time.perf_counter()
         carry = decode_chunk(program, carry, np.int32(until))
-        jax.block_until_ready(carry.finish)
+        _wait(carry.finish)
         yield carry
         quick = time.perf_counter() - begun < seconds
         until = min(2 * until, 4096) if quick else max(1, until // 2)
