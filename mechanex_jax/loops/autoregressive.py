@@ -273,7 +273,7 @@ def _prefill_chunks(length: int) -> list[int]:
 def _wait(array: jax.Array) -> None:
     """Wait for the device; Ctrl-C strikes between polls, and leaves no work running behind it."""
     try:
-        while not array.is_ready():
+        while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
             time.sleep(_POLL_SECONDS)
     except BaseException:
         array.block_until_ready()
