@@ -52,3 +52,7 @@ def expected(argument: str, got: Any, expected: str, action: str = "") -> Argume
     if len(shown) > 120:
         shown = shown[:117] + "..."
     return ArgumentError(f"{argument}: got {shown}; expected {expected}." + (f" {action}" if action else ""))
+
+
+class ConstraintError(ArgumentError):
+    """A regular expression, schema or grammar that is wrong, or that cannot be held exactly."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 
+# A runner in the background ignores Ctrl-C, and so would every process that a test starts and interrupts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing here needs a hub
 
 # Where arrays are handled, shapes and types of signatures are checked at run time. Before anything of the library is imported.
 # Not at the surface: what is wrong there has to meet the library's own errors.
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook  # noqa: E402
 
 _ARRAY_CODE = ["architectures", "edits", "loops", "transforms"]
 hook = install_import_hook([f"mechanex_jax.{name}" for name in _ARRAY_CODE], "typecheck.checked")
