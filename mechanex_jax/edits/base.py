@@ -1,0 +1,111 @@
+"""The protocol of an edit, and the taps through which blocks apply edits.
+
+A block calls `taps(site, layer, x)` at each of `SITES`. A tap applies the edits made for that site and, where asked, keeps the
+activation (after the edits) as a capture. A site that nobody uses costs nothing: no operation is emitted for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+from jaxtyping import Float, Int32
+
+from mechanex_jax import rows
+from mechanex_jax.errors import expected
+
+SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
+
+
+class Where(NamedTuple):
+    """Where one row's activations stand in its text.
+
+    Attributes:
+      positions: int32 [S], position of each activation, 0 for the row's first token.
+      prompt_length: int32 [], positions below it belong to the prompt.
+    """
+
+    positions: jax.Array
+    prompt_length: jax.Array
+
+
+@runtime_checkable
+class Edit(Protocol):
+    """A pure function of one row's activations at one site. Implementations are row trees; `site` is static.
+
+    An edit may also have `check(layers, width)`, called on the host before anything compiles (see `check`).
+    """
+
+    @property
+    def site(self) -> str: ...
+
+    def apply(self, x: Float[jax.Array, "S D"], layer: Int32[jax.Array, ""], where: Where) -> Float[jax.Array, "S D"]:
+        """The activation after the edit; called at every layer, with the layer's index traced."""
+        ...
+
+
+def checked_site(site: Any) -> str:
+    """`site`, one of `SITES`.
+
+    Raises:
+      ArgumentError: another name.
+    """
+    if not isinstance(site, str) or site not in SITES:
+        raise expected("site", site, f"one of {', '.join(SITES)}")
+    return site
+
+
+def compose(edits: Any) -> tuple[Edit, ...]:
+    """One edit, several or none, as the tuple that taps take; at one site they apply one after another, in this order.
+
+    Raises:
+      ArgumentError: something in it is not an Edit.
+    """
+    if edits is None:
+        return ()
+    several = tuple(edits) if isinstance(edits, (list, tuple)) else (edits,)
+    for edit in several:
+        if not (rows.is_row_tree(edit) and isinstance(edit, Edit) and edit.site in SITES):
+            raise expected("edits", edit, "edits made by mx.edits, or row trees with `site` and `apply`")
+    return several
+
+
+def check(edits: Any, layers: int, width: int) -> None:
+    """Hold edits against a model, on the host: without this a layer that the model lacks would be a silent no-op.
+
+    Args:
+      edits: as `compose` takes them; those of one's own that have no method `check` pass.
+      layers: how many layers the model has.
+      width: D of the model.
+
+    Raises:
+      ArgumentError: a layer that is absent, or vectors of another width.
+    """
+    for edit in compose(edits):
+        own = getattr(edit, "check", None)
+        if own is not None:
+            own(layers, width)
+
+
+class Taps:
+    """The edits and captures of one forward call, as blocks see them.
+
+    Attributes:
+      edits: row trees, broadcast to B rows.
+      where: `Where` with B in front of every leaf.
+      capture: sites whose activations are wanted.
+      captured: site -> [B, S, D] of the block at hand, filled as the block runs.
+    """
+
+    def __init__(self, edits: tuple[Any, ...], where: Where, capture: tuple[str, ...] = ()):
+        self.edits, self.where, self.capture = edits, where, capture
+        self.captured: dict[str, jax.Array] = {}
+
+    def __call__(self, site: str, layer: Int32[jax.Array, ""], x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
+        for edit in self.edits:
+            if edit.site == site:
+                apply = jax.vmap(lambda e, h, w: e.apply(h, layer, w), in_axes=(rows.row_axes(edit), 0, 0))
+                x = apply(edit, x, self.where)
+        if site in self.capture:
+            self.captured[site] = x
+        return x

@@ -1,0 +1,231 @@
+"""Operations on activations: add, ablate, clamp, affine, norm_preserving.
+
+Each is a few lines of `change`, for one row; which layers, which positions and how strongly is `When`'s, the same for all.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mechanex_jax import rows
+from mechanex_jax.edits.base import Where, check, checked_site, compose
+from mechanex_jax.edits.values import SMALLEST_SQUARE, entries, layers_of, numbers, same, unit
+from mechanex_jax.edits.when import when
+from mechanex_jax.errors import Said, expected
+
+
+@rows.row_tree
+class Operation:
+    """What operations share: N entries, one vector each, of which a layer takes its own.
+
+    Attributes:
+      site: one of `SITES`.
+      when: layers, scope, strength and decay.
+      vectors: [N, D].
+    """
+
+    site: str = rows.static()
+    when: Any = rows.nested()
+    vectors: Any = rows.row(2)
+
+    def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
+        """float32 [S, D] after the operation of one entry, with weights [S, 1]."""
+        raise NotImplementedError
+
+    def apply(self, x: jax.Array, layer: jax.Array, where: Where) -> jax.Array:
+        self._check_width(x.shape[-1])
+        entry, weight = self.when.at(layer, where)
+        weight = weight[:, None]
+        # Chosen, not added: h + 0 would turn -0 into 0, and the formulas with a norm round.
+        return jnp.where(weight == 0, x, self.change(x.astype(jnp.float32), entry, weight).astype(x.dtype))
+
+    def check(self, layers: int, width: int) -> None:
+        self._check_width(width)
+        used = np.asarray(self.when.layers)
+        if used.max(initial=-1) >= layers:
+            raise expected("layer", int(used.max()), f"a layer from 0 to {layers - 1}", "This model has no others.")
+
+    def _check_width(self, width: int) -> None:
+        if self.vectors.shape[-1] != width:
+            raise expected("vector", Said(f"width {self.vectors.shape[-1]}"), f"{width}, the width of this model")
+
+
+@rows.row_tree
+class Add(Operation):
+    """h + w v."""
+
+    def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
+        return h + weight * self.vectors[entry]
+
+
+@rows.row_tree
+class Clamp(Operation):
+    """h + w u (target - u.h): at w = 1 the component of h along the unit vector u becomes `target` [N]."""
+
+    targets: Any = rows.row(1)
+
+    def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
+        u = self.vectors[entry]
+        along = jnp.sum(h * u, axis=-1, keepdims=True)
+        return h + weight * (self.targets[entry] - along) * u
+
+
+@rows.row_tree
+class Affine(Operation):
+    """h + w (A^T B h + v), A and B [N, R, D]."""
+
+    a: Any = rows.row(3)
+    b: Any = rows.row(3)
+
+    def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
+        inner = jnp.matmul(h, self.b[entry].T, precision="highest")
+        return h + weight * (jnp.matmul(inner, self.a[entry], precision="highest") + self.vectors[entry])
+
+
+@rows.row_tree
+class NormPreserving:
+    """h' |h| / |h'|, h' the activation after another edit."""
+
+    site: str = rows.static()
+    edit: Any = rows.nested()
+
+    def apply(self, x: jax.Array, layer: jax.Array, where: Where) -> jax.Array:
+        edited = self.edit.apply(x, layer, where)
+        before, after = x.astype(jnp.float32), edited.astype(jnp.float32)
+        squares = [jnp.maximum(jnp.sum(h * h, axis=-1, keepdims=True), SMALLEST_SQUARE) for h in (before, after)]
+        scaled = (after * jnp.sqrt(squares[0] / squares[1])).astype(x.dtype)
+        return jnp.where(jnp.all(edited == x, axis=-1, keepdims=True), x, scaled)
+
+    def check(self, layers: int, width: int) -> None:
+        check(self.edit, layers, width)
+
+
+def add(vector: Any, layer: Any, strength: Any = 1.0, *, site: str = "resid_pre", scope: Any = "all", decay: Any = 1.0) -> Add:
+    """Activation addition: h + strength * vector.
+
+    The arguments from `layer` on mean the same for all operations. All but `site` are data: another value, layer or scope
+    never recompiles.
+
+    Args:
+      vector: [D] for one layer or [N, D] for N layers; [B, N, D] gives every row its own. May be traced.
+      layer: an index, N different ones, or [B, N]; -1 is no layer, for rows that have fewer.
+      strength: a number or one per row [B]; 0 is the identity, bit for bit.
+      site: one of `SITES`; `resid_pre` is the residual stream as it enters the block.
+      scope: which positions: "all" (prompt and generated), "prompt", "generated", a window made by `scope`, or one of these
+        per row.
+      decay: gamma in (0, 1], a number or one per row: strength * gamma ** t, t positions after the scope's start; 1 is none.
+
+    Raises:
+      ArgumentError: unknown site or scope, a value that is not a finite number, or shapes that don't fit each other.
+
+    Source: activation addition (arXiv 2308.10248).
+    """
+    layers = layers_of(layer)
+    return Add(checked_site(site), when(layers, strength, scope, decay), entries("vector", vector, "D", layers))
+
+
+def ablate(
+    vector: Any, layer: Any, strength: Any = 1.0, *, site: str = "resid_pre", scope: Any = "all", decay: Any = 1.0
+) -> Clamp:
+    """Project a direction out: h - strength * u (u.h), u = vector / |vector|.
+
+    Args:
+      vector: as for `add`; only its direction counts.
+      layer, site, scope, decay: as for `add`.
+      strength: 1 removes the component, 0 is the identity, 2 mirrors h.
+
+    Raises:
+      ArgumentError: as `add`, and for a vector of length 0.
+
+    Source: directional ablation (arXiv 2406.11717).
+    """
+    return clamp(vector, layer, 0.0, strength, site=site, scope=scope, decay=decay)
+
+
+def clamp(
+    vector: Any,
+    layer: Any,
+    value: Any,
+    strength: Any = 1.0,
+    *,
+    site: str = "resid_pre",
+    scope: Any = "all",
+    decay: Any = 1.0,
+) -> Clamp:
+    """Set the component along a direction: h - u (u.h) + value * vector, u = vector / |vector|.
+
+    Args:
+      vector: as for `add`.
+      layer, site, scope, decay: as for `add`.
+      value: c, in units of the vector: a number, one per row [B], or one per row and layer [B, N]. 0 is `ablate`.
+      strength: how much of the way, a number or one per row: 1 is the formula above, 0 the identity.
+
+    Raises:
+      ArgumentError: as `add`, and for a vector of length 0.
+
+    Source: feature clamping as in "Scaling Monosemanticity" (Anthropic, 2024), for any direction.
+    """
+    layers = layers_of(layer)
+    units, lengths = unit("vector", entries("vector", vector, "D", layers), layers)
+    values = numbers("value", value)
+    if values.ndim > 2 or (values.ndim == 2 and values.shape[1] != layers.shape[-1]):
+        raise expected("value", Said(f"shape {values.shape}"), "a number, one per row [B], or one per row and layer [B, N]")
+    if values.ndim and lengths.ndim == 2 and len(values) not in (1, len(lengths)):
+        raise expected("value", Said(f"{len(values)} rows"), f"{len(lengths)}, as vector has")
+    targets = (values[:, None] if values.ndim == 1 else values) * lengths
+    return Clamp(checked_site(site), when(layers, strength, scope, decay), units, targets)
+
+
+def affine(
+    a: Any,
+    b: Any,
+    layer: Any,
+    strength: Any = 1.0,
+    *,
+    vector: Any = None,
+    site: str = "resid_pre",
+    scope: Any = "all",
+    decay: Any = 1.0,
+) -> Affine:
+    """A low-rank affine map: h + strength * (A^T B h + vector).
+
+    Args:
+      a, b: [R, D] for one layer or [N, R, D]; [B, N, R, D] gives every row its own. May be traced. Another R compiles anew.
+      layer, strength, site, scope, decay: as for `add`.
+      vector: v, as for `add`; None is 0.
+
+    Raises:
+      ArgumentError: as `add`.
+
+    Source: LoReFT is h + R^T (W h + b - R h), that is A = R, B = W - R and v = R^T b (arXiv 2404.03592).
+    """
+    layers = layers_of(layer)
+    a, b = entries("a", a, "R D", layers), entries("b", b, "R D", layers)
+    same("b", "R", b.shape[-2], "a", a.shape[-2])
+    same("b", "D", b.shape[-1], "a", a.shape[-1])
+    nothing = np.zeros((layers.shape[-1], a.shape[-1]), np.float32)
+    shift = nothing if vector is None else entries("vector", vector, "D", layers)
+    same("vector", "D", shift.shape[-1], "a", a.shape[-1])
+    return Affine(checked_site(site), when(layers, strength, scope, decay), shift, a, b)
+
+
+def norm_preserving(edit: Any) -> NormPreserving:
+    """Keep each activation's norm through another edit: h' |h| / |h'|, so that only its direction changes.
+
+    Args:
+      edit: one edit, or a row tree of one's own with `site` and `apply`. Where it changes nothing, nothing is scaled.
+
+    Raises:
+      ArgumentError: not one edit.
+    """
+    inner = compose(edit)
+    if len(inner) != 1:
+        raise expected("edit", edit, "one edit")
+    return NormPreserving(inner[0].site, inner[0])
+
+
+__all__ = ["Add", "Affine", "Clamp", "NormPreserving", "Operation", "ablate", "add", "affine", "clamp", "norm_preserving"]
