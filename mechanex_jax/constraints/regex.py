@@ -1,0 +1,50 @@
+"""Regular expressions to automata: Python's syntax and the meaning of `re.fullmatch`, or ECMA-262's as JSON Schema uses it."""
+
+from __future__ import annotations
+
+from mechanex_jax.constraints import regex_ecma, regex_python
+from mechanex_jax.constraints.dfa import DEFAULT_LIMITS, CharDfa, Limits, to_bytes
+from mechanex_jax.constraints.network import Builder, Network
+from mechanex_jax.constraints.nfa import determinise
+from mechanex_jax.constraints.syntax import Node
+from mechanex_jax.errors import ConstraintError, expected
+
+_DIALECTS = {"python": regex_python.parse, "ecma": regex_ecma.parse}
+
+
+def parse(pattern: str, *, dialect: str = "python") -> Node:
+    """The expression that a pattern stands for; "python" or "ecma" say whose syntax it is."""
+    if not isinstance(pattern, str):
+        raise ConstraintError(expected("regex", pattern, "a string", "Give the text of the pattern.").message)
+    return _DIALECTS[dialect](pattern)
+
+
+def chars(pattern: str, *, search: bool = False, dialect: str = "python", limits: Limits = DEFAULT_LIMITS) -> CharDfa:
+    """The minimal automaton of a pattern over code points, label 0.
+
+    Args:
+      pattern: its text.
+      search: accept texts with a matching part, as JSON Schema's `pattern`; otherwise the whole text has to match.
+      dialect: "python", or "ecma" for ECMA-262 with Unicode semantics.
+      limits: states, work and time.
+
+    Raises:
+      ConstraintError: bad syntax, an unsupported construct, or an automaton beyond the limits.
+    """
+    return determinise(parse(pattern, dialect=dialect), search=search, limits=limits)
+
+
+def network(pattern: str, limits: Limits = DEFAULT_LIMITS) -> Network:
+    """The bytes of the texts that match as a whole, as `re.fullmatch` has it.
+
+    Raises:
+      ConstraintError: as for `chars`, or no text matches.
+    """
+    dfa = chars(pattern, limits=limits)
+    if dfa.is_empty():
+        raise ConstraintError(f"No text matches the regular expression {pattern!r}. Check its anchors and empty classes.")
+    builder = Builder()
+    root = builder.rule("regex")
+    start = builder.copy(root, to_bytes(dfa))
+    builder.starts[root] = start
+    return builder.finish(root)
