@@ -5,8 +5,8 @@ mx.load()
 text = mx.generation.generate("The capital of France is", sampling_method="top-p")
 """
 
-from mechanex_jax import edits, errors, generation, loops, runtime, transforms
-from mechanex_jax.engine import Completion
+from mechanex_jax import constraints, edits, errors, generation, loops, runtime, steering, transforms
+from mechanex_jax.batch import Completion
 from mechanex_jax.loops.forward import forward
 from mechanex_jax.runtime import Mechanex
 
@@ -20,6 +20,7 @@ set_execution_mode = runtime.default.set_execution_mode
 __all__ = [
     "Completion",
     "Mechanex",
+    "constraints",
     "edits",
     "errors",
     "forward",
@@ -28,6 +29,7 @@ __all__ = [
     "loops",
     "set_execution_mode",
     "set_key",
+    "steering",
     "transforms",
     "unload",
 ]

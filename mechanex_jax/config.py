@@ -54,6 +54,14 @@ class GenerationConfig:
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     logit_bias: Mapping[int, float] | None = None
+    constraint: Any = None
+    json_whitespace: bool = False
+    beam_width: int = 4
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    speculative_steps: int = 4
+    voting: str = "majority"
+    ensemble_weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         chosen = method(self.sampling_method)
@@ -70,16 +78,34 @@ class GenerationConfig:
                     f"None, because {chosen.name} does not use it",
                     f"Leave it out, or use sampling_method={users[0]!r}.",
                 )
+        if "ads_beta" in chosen.reads and self.top_k > _MOST_CANDIDATES:
+            raise expected("top_k", self.top_k, f"at most {_MOST_CANDIDATES} candidates for {chosen.name}")
         if self.min_tokens > self.max_tokens:
             raise expected("min_tokens", self.min_tokens, f"at most max_tokens, {self.max_tokens}")
+        given = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise expected(" and ".join(given), Said(f"{len(given)} constraints"), "one at most", "Put them into one.")
+        if chosen.constrained and not given:
+            raise expected(
+                "sampling_method", chosen.name, "json_schema, regex_pattern or grammar with it", "Say what the text must be."
+            )
         for name in _NOT_YET:
             value, default = getattr(self, name), getattr(GenerationConfig, name)
             if value is not default and (default is None or value != default):
                 raise NotLocalError(f"{name}: not available in this version; leave it at its default.")
-        if chosen.loop is None:
-            served = ", ".join(m.name for m in METHODS.values() if m.loop)
-            raise NotLocalError(
-                f"sampling_method: {self.sampling_method!r} is not available in this version; available are {served}."
+        self._check_ensemble()
+
+    def _check_ensemble(self) -> None:
+        """An ensemble has members, and a weight for the loaded model and each of them."""
+        if self.method.loop != "ensemble":
+            return
+        if not self.ensemble_models:
+            raise expected("ensemble_models", self.ensemble_models, "the names of one or more models", "Or use another method.")
+        weights = self.ensemble_weights
+        if weights is not None and len(weights) != len(self.ensemble_models) + 1:
+            members = 1 + len(self.ensemble_models)
+            raise expected(
+                "ensemble_weights", list(weights), f"{members} numbers: the loaded model's, then one for each member"
             )
 
     @property
@@ -87,18 +113,36 @@ class GenerationConfig:
         return method(self.sampling_method)
 
     @property
+    def loop(self) -> str:
+        """Which of `mechanex_jax.runners` runs the row: a draft model speculates with any method's distribution."""
+        return "speculative" if self.draft_model is not None else self.method.loop
+
+    @property
+    def partner_names(self) -> tuple[str, ...]:
+        """The other models that the row asks for; "default" is the loaded model itself."""
+        named = tuple(self.ensemble_models or ()) or ((self.draft_model,) if self.draft_model is not None else ())
+        return tuple(name for name in named if name != "default")
+
+    @property
+    def constraint_source(self) -> tuple[str, Any, bool] | None:
+        """(kind, source, whitespace) of the row's constraint, if it has one."""
+        for argument, kind in _CONSTRAINTS.items():
+            if (value := getattr(self, argument)) is not None:
+                return kind, value, self.json_whitespace
+        return None
+
+    @property
     def stops(self) -> tuple[str, ...]:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
+_MOST_CANDIDATES = 1024  # of determinantal sampling
+
+# Arguments that constrain a text, and what kind of constraint each is.
+_CONSTRAINTS = {"json_schema": "json_schema", "regex_pattern": "regex", "grammar": "grammar", "constraint": "compiled"}
+
 # Documented arguments that later parts of the library serve. Strength, threshold and flags without effect stay accepted.
 _NOT_YET = (
-    "steering_preset",
-    "json_schema",
-    "regex_pattern",
-    "grammar",
-    "draft_model",
-    "ensemble_models",
     "best_of_n",
     "adaptive_temperature_schedule",
     "adaptive_top_p_schedule",
@@ -106,7 +150,6 @@ _NOT_YET = (
     "code_unit_tests",
     "policy",
     "policy_id",
-    "include_trace",
     "adaptive_temperature",
     "adaptive_top_p",
 )
@@ -120,17 +163,21 @@ def _integer(least: int) -> Callable[[str, Any], None]:
     return check
 
 
-def _number(low: float, high: float = math.inf, *, open_low: bool = False) -> Callable[[str, Any], None]:
-    """A finite number between `low` and `high`, both included but for `open_low`."""
+def _number(
+    low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> Callable[[str, Any], None]:
+    """A finite number between `low` and `high`, both included but for `open_low` and `open_high`."""
 
     def check(name: str, value: Any) -> None:
         try:
             number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
         except OverflowError:
             number = math.nan
-        if not (math.isfinite(number) and (low < number if open_low else low <= number) and number <= high):
+        above = low < number if open_low else low <= number
+        below = number < high if open_high else number <= high
+        if not (math.isfinite(number) and above and below):
             span = f"above {low:g}" if open_low else f"{low:g} or more" if math.isfinite(low) else ""
-            ends = [span, f"at most {high:g}" if math.isfinite(high) else ""]
+            ends = [span, ("" if math.isinf(high) else f"below {high:g}" if open_high else f"at most {high:g}")]
             raise expected(name, value, ", ".join(["a finite number", *filter(None, ends)]))
 
     return check
@@ -151,6 +198,53 @@ def _bias(name: str, value: Any) -> None:
             raise expected(name, {str(token): bias}, "token ids mapped to finite numbers, or -inf for never")
 
 
+def _text(name: str, value: Any) -> None:
+    if not isinstance(value, str):
+        raise expected(name, value, "a string")
+
+
+def _schema(name: str, value: Any) -> None:
+    if not (isinstance(value, (Mapping, bool, str)) or hasattr(value, "model_json_schema")):
+        raise expected(name, value, "a JSON Schema: a dict, or True, or a JSON text")
+
+
+def _compiled(name: str, value: Any) -> None:
+    if not hasattr(value, "compiled"):
+        raise expected(
+            name, value, "what mx.constraints.compile returns", "Give texts as json_schema, regex_pattern or grammar."
+        )
+
+
+def _members(name: str, value: Any) -> None:
+    names = [value] if isinstance(value, str) else value
+    if isinstance(value, str) or not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and n for n in names):
+        raise expected(name, value, "a list of names of models")
+
+
+def _weights(name: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise expected(name, value, "a list of numbers, one for each member")
+    for weight in value:
+        _number(0.0)(name, weight)
+    if not any(value):
+        raise expected(name, list(value), "a weight above 0")
+
+
+def _vote(name: str, value: Any) -> None:
+    if value not in ("majority", "mean", "product"):
+        raise expected(name, value, "majority, mean or product")
+
+
+def _drafted(name: str, value: Any) -> None:
+    if isinstance(value, bool) or value not in (1, 2, 4, 8):
+        raise expected(name, value, "1, 2, 4 or 8 drafted tokens a round")
+
+
+def _early(name: str, value: Any) -> None:
+    if value not in (True, False, "never"):
+        raise expected(name, value, 'True, False or "never"')
+
+
 def _flag(name: str, value: Any) -> None:
     if not isinstance(value, bool):
         raise expected(name, value, "True or False")
@@ -164,6 +258,8 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "top_p": _number(0.0, 1.0, open_low=True),
     "min_p": _number(0.0, 1.0),
     "typical_p": _number(0.0, 1.0, open_low=True),
+    "ads_subset_size": _integer(1),
+    "ads_beta": _number(0.0, 1.0, open_low=True, open_high=True),
     "steering_strength": _number(-math.inf),
     "confidence_threshold": _number(0.0, 1.0),
     "best_of_n": _integer(1),
@@ -177,6 +273,19 @@ _CHECKS: dict[str, Callable[[str, Any], None]] = {
     "presence_penalty": _number(-math.inf),
     "frequency_penalty": _number(-math.inf),
     "logit_bias": _bias,
+    "json_schema": _schema,
+    "regex_pattern": _text,
+    "grammar": _text,
+    "constraint": _compiled,
+    "draft_model": _text,
+    "ensemble_models": _members,
+    "ensemble_weights": _weights,
+    "voting": _vote,
+    "speculative_steps": _drafted,
+    "json_whitespace": _flag,
+    "beam_width": _integer(1),
+    "length_penalty": _number(-math.inf),
+    "early_stopping": _early,
 }
 
 
@@ -188,7 +297,14 @@ def check_seed(value: Any) -> None:
 
 # Arguments that are lists for one row already: in a batch, a list of lists (or of None) gives every row its own.
 LIST_TYPED = frozenset(
-    {"ensemble_models", "adaptive_temperature_schedule", "adaptive_top_p_schedule", "code_unit_tests", "stop"}
+    {
+        "ensemble_models",
+        "ensemble_weights",
+        "adaptive_temperature_schedule",
+        "adaptive_top_p_schedule",
+        "code_unit_tests",
+        "stop",
+    }
 )
 
 

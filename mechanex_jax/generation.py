@@ -12,12 +12,14 @@ import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
+from mechanex_jax.batch import Completion, Request
 from mechanex_jax.checkpoints.progress import bar as progress_bar
 from mechanex_jax.config import LIST_TYPED, GenerationConfig, check_seed, per_row
-from mechanex_jax.edits import compose
-from mechanex_jax.engine import MICRO_BATCH, Completion, Request, prepare, row_keys, run
+from mechanex_jax.edits import check, compose
+from mechanex_jax.engine import MICRO_BATCH, row_keys, run
 from mechanex_jax.engine import stream as stream_pieces
 from mechanex_jax.errors import Said, expected
+from mechanex_jax.requests import Stored, prepare
 from mechanex_jax.transforms import chain
 
 P = ParamSpec("P")
@@ -28,8 +30,17 @@ R = TypeVar("R")
 class Session(Protocol):
     """What generation asks of the runtime."""
 
+    @property
+    def steering(self) -> Stored:
+        """Vectors and presets by name."""
+        ...
+
     def local_model(self, name: str | None) -> Any:
         """The loaded model to run on, after routing; raises where the call belongs elsewhere."""
+        ...
+
+    def partner(self, name: str) -> Any:
+        """A further model, loaded if it is not yet."""
         ...
 
 
@@ -86,16 +97,35 @@ class _Call:
     options: dict[str, Any]
     details: bool
 
-    def run(self, **more: Any) -> list[Any]:
-        found = run(self.loaded, self.requests, row_keys(*self.seeds), **self.options, **more)
-        return found if self.details else [completion.text for completion in found]
+    def run(self, **more: Any) -> list[Completion]:
+        return run(self.loaded, self.requests, row_keys(*self.seeds), **self.options, **more)
+
+    def trace(self, row: int, completion: Completion) -> dict[str, Any]:
+        """What `include_trace=True` keeps of a row: what was asked, how it ended, and what the method has to tell."""
+        request, (seeds, indices) = self.requests[row], self.seeds
+        return {
+            "model": self.loaded.name,
+            "sampling_method": request.config.method.name,
+            "seed": seeds[row],
+            "row": indices[row],
+            "prompt_tokens": len(request.tokens),
+            "tokens": len(completion.tokens),
+            "finish_reason": completion.finish_reason,
+            "text": completion.text,
+            **completion.trace,
+        }
 
 
 class Generation:
-    """Text generation in one session."""
+    """Text generation in one session.
+
+    Attributes:
+      last_trace: of the last call with `include_trace=True`: a dict, for a batch a list of them; None before.
+    """
 
     def __init__(self, session: Session | None = None):
         self.session = session
+        self.last_trace: Any = None
 
     def _call(self, prompts: Sequence[Any], arguments: Mapping[str, Any], names: Sequence[str]) -> _Call:
         """Route, validate and tokenise, in this order and before anything compiles."""
@@ -109,8 +139,28 @@ class Generation:
             options["transform"] = chain(options["transform"])
         options["edits"] = compose(options["edits"])
         loaded = self.session.local_model(model)
-        requests = [prepare(loaded, *row) for row in zip(prompts, configs, names, strict=True)]
+        check(options["edits"], loaded.model.spec.layers, loaded.model.spec.width)
+        stored, partners = self.session.steering, self._partners(loaded, configs)
+        rows = zip(prompts, configs, names, partners, strict=True)
+        requests = [prepare(loaded, prompt, config, name, stored, others) for prompt, config, name, others in rows]
         return _Call(loaded, requests, seeds, options, details)
+
+    def _partners(self, loaded: Any, configs: Sequence[GenerationConfig]) -> list[tuple[Any, ...]]:
+        """The other models of each row, none of them twice, the loaded model not among them."""
+        assert self.session is not None, "the runtime gives every Generation its session"
+        found: dict[str, Any] = {}
+        for name in dict.fromkeys(name for config in configs for name in config.partner_names):
+            found[name] = self.session.partner(name)
+        unique = lambda config: {id(found[n]): found[n] for n in config.partner_names if found[n] is not loaded}
+        return [tuple(unique(config).values()) for config in configs]
+
+    def _finish(self, call: _Call, **more: Any) -> list[Any]:
+        """Run a call, keep the traces asked for, and return texts or Completions."""
+        found = call.run(**more)
+        wanted = [request.config.include_trace for request in call.requests]
+        if any(wanted):
+            self.last_trace = [call.trace(row, c) if w else None for row, (c, w) in enumerate(zip(found, wanted, strict=True))]
+        return found if call.details else [completion.text for completion in found]
 
     def generate(
         self,
@@ -153,6 +203,14 @@ class Generation:
         presence_penalty: float | None = None,
         frequency_penalty: float | None = None,
         logit_bias: Mapping[int, float] | None = None,
+        constraint: Any = None,
+        json_whitespace: bool = False,
+        beam_width: int = 4,
+        length_penalty: float = 1.0,
+        early_stopping: bool | str = False,
+        speculative_steps: int = 4,
+        voting: str = "majority",
+        ensemble_weights: Sequence[float] | None = None,
         transform: Any = None,
         edits: Any = None,
         details: bool = False,
@@ -165,7 +223,8 @@ class Generation:
         Args:
           prompt: text to continue; with `chat=True` a user's message, or a list of {"role", "content"}.
           max_tokens: most tokens to generate, at least 1; what exceeds the model's context is cut.
-          sampling_method: see `mechanex_jax.methods`: greedy, top-k, top-p, min-p, typical.
+          sampling_method: see `mechanex_jax.methods`: greedy, top-k, top-p, min-p, typical, ads, guided-generation (top-p
+            under a constraint), constrained-beam-search, speculative-decoding (or ssd), ensemble-sampling.
           temperature: divides the logits; 1 is the model's own law, 0 is greedy.
           top_k: for "top-k"; keep the k likeliest tokens and all that tie with the last of them.
           top_p: for "top-p"; keep the smallest set of likeliest tokens whose probability reaches it; 1 is the identity.
@@ -173,12 +232,25 @@ class Generation:
           typical_p: for "typical"; keep the tokens of most typical information content up to this probability; None is
             0.95, 1 the identity.
           steering_vector: {layer: vector}, added to the residual stream where it enters the layer, times `steering_strength`.
-          steering_strength: 0, the default, does not steer.
+            Or the id of a stored vector (see `mx.steering`).
+          steering_strength: 0, the default, does not steer by the vector, and leaves a preset at its own strength.
+          steering_preset: one of the presets of `mx.steering`, such as "brevity"; adds up with a vector.
+          json_schema: the text is JSON that this schema accepts (draft 2020-12 or 07): a dict, or a JSON text. The keys come in
+            the schema's order.
+          regex_pattern: the whole text matches it, as `re.fullmatch` has it.
+          grammar: the text is a sentence of this grammar: GBNF, Lark, or "regex:PATTERN". At most one of the three; they go
+            with every method. The text is complete even where `max_tokens` is tight.
+          include_trace: keep what the method has to tell in `last_trace` (the other hypotheses of a beam search, for one).
           confidence_threshold: 0 to 1; has no effect in this version.
-          ads_subset_size, ads_beta, steering_preset, json_schema, regex_pattern, grammar, draft_model, ensemble_models,
-            best_of_n, adaptive_temperature, adaptive_temperature_schedule, adaptive_top_p, adaptive_top_p_schedule,
-            confidence_triggered_regeneration, code_unit_tests, policy, policy_id, include_trace: not served in this version;
-            another value than the default raises NotImplementedError.
+          ads_subset_size: for "ads"; at most so many tokens are kept; None is 8.
+          ads_beta: for "ads"; weight of diversity, between 0 and 1; None is 0.3.
+          draft_model: a smaller model that proposes tokens, which the loaded one checks several at a time: the same texts,
+            sooner. A catalogue name, a path or a loaded alias. "default", as "speculative-decoding" without it, looks proposals up in the
+            prompt and the text so far.
+          ensemble_models: for "ensemble-sampling"; further members, named like `draft_model`.
+          best_of_n, adaptive_temperature, adaptive_temperature_schedule, adaptive_top_p, adaptive_top_p_schedule,
+            confidence_triggered_regeneration, code_unit_tests, policy, policy_id: not served in this version; another value
+            than the default raises NotImplementedError.
           seed: 0 to 4294967295, the same text each time on one machine; None draws a fresh one.
           stop: a string or several; the text ends before the first that appears.
           chat: wrap the prompt in the model's chat template.
@@ -188,6 +260,16 @@ class Generation:
           presence_penalty: subtracted from the logits of tokens generated before; 0 is the identity.
           frequency_penalty: the same, times how often; 0 is the identity.
           logit_bias: {token id: added to its logit}; -inf forbids.
+          constraint: one compiled by `mx.constraints.compile`, instead of the three above.
+          json_whitespace: let JSON have some whitespace between its parts; by default it has none.
+          beam_width: for constrained-beam-search: hypotheses kept side by side.
+          length_penalty: for constrained-beam-search: a score is the sum of log p over length to this power; 0 is no penalty,
+            above it favours longer texts.
+          early_stopping: for constrained-beam-search, as in `transformers`: True ends with `beam_width` finished hypotheses,
+            False when no better one is likely, "never" when none is possible.
+          speculative_steps: tokens drafted in a round, 1, 2, 4 or 8, to start with; fewer where they are not accepted.
+          voting: for "ensemble-sampling": "majority" of the members' tokens, or the "mean" or "product" of their distributions.
+          ensemble_weights: the loaded model's, then one for each of `ensemble_models`; None is equal weights.
           transform: a LogitsTransform of your own, applied after the method's (see `mx.transforms`).
           edits: edits of your own, applied after the steering vectors (see `mx.edits`).
           details: return a `Completion` (text, tokens, logprobs, finish_reason) instead of the string.
@@ -201,7 +283,10 @@ class Generation:
         for name, value in arguments.items():
             if isinstance(value, (list, tuple)) and name not in LIST_TYPED:
                 raise expected(name, value, "one value", "Use generate_batch for one value per prompt.")
-        return self._call([prompt], arguments, ["prompt"]).run()[0]
+        found = self._finish(self._call([prompt], arguments, ["prompt"]))[0]
+        if include_trace:
+            self.last_trace = self.last_trace[0]
+        return found
 
     @_shares_arguments(generate, batch_size=MICRO_BATCH, progress=False)
     def generate_batch(self, prompts: Sequence[str], **arguments: Any) -> list[str]:
@@ -234,7 +319,7 @@ class Generation:
                 done += len(indices)
                 report(done, len(prompts))
 
-            return call.run(micro_batch=batch_size, on_rows=on_rows)
+            return self._finish(call, micro_batch=batch_size, on_rows=on_rows)
 
     @_shares_arguments(generate)
     def stream(self, prompt: str, **arguments: Any) -> Iterator[str]:
@@ -247,6 +332,12 @@ class Generation:
             raise expected("details", True, "False, because stream yields text", "Use generate for details.")
         call = self._call([prompt], arguments, ["prompt"])
         return stream_pieces(call.loaded, call.requests[0], row_keys(*call.seeds)[0], **call.options)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "last_trace":  # of the default session; an attribute of the module would not follow it
+        return default.last_trace
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 default = Generation()

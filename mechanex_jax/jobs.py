@@ -19,13 +19,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mechanex_jax.batch import Completion
 from mechanex_jax.checkpoints import default_name
 from mechanex_jax.checkpoints.catalogue import find
 from mechanex_jax.checkpoints.progress import Report, silent
 from mechanex_jax.config import LIST_TYPED, GenerationConfig, check_seed
-from mechanex_jax.engine import MICRO_BATCH, Completion, prepare
+from mechanex_jax.engine import MICRO_BATCH
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
 from mechanex_jax.joboutput import Output
+from mechanex_jax.requests import prepare
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
 _KEYS = ("prompt", "id", "seed", *DEFAULTS)
@@ -173,7 +175,7 @@ class Job:
 
         def fits(index: int) -> None:
             row = self._row(index)
-            prepare(loaded, row.prompt, GenerationConfig(**row.arguments))
+            prepare(loaded, row.prompt, GenerationConfig(**row.arguments), "prompt", session.steering)
 
         pending = [index for index in range(self.total) if index not in self._output.offsets]
         self._check(pending, fits)

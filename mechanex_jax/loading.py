@@ -16,6 +16,7 @@ import numpy as np
 from mechanex_jax import checkpoints
 from mechanex_jax.checkpoints.progress import bar as progress_bar
 from mechanex_jax.errors import CheckpointError, expected
+from mechanex_jax.paths import cache_folder
 
 if TYPE_CHECKING:
     from mechanex_jax.architectures import Model
@@ -35,6 +36,7 @@ class LoadedModel:
       fingerprint: identifies weights and configuration.
       folder: where the files are.
       device: the jax.Device that holds the weights.
+      paces: what speculation has measured, by batch size and draft (see `loops.Pace`).
     """
 
     name: str
@@ -44,11 +46,19 @@ class LoadedModel:
     fingerprint: str = dataclasses.field(repr=False)
     folder: Path
     device: Any
+    paces: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def bytes(self) -> int:
         """Memory that the weights take."""
         return sum(array.nbytes for array in self.model.params)
+
+    @functools.cached_property
+    def directions(self) -> Any:
+        """Of the unembedding, for `transforms.determinantal`; a copy as large as the unembedding, made on first use."""
+        from mechanex_jax import transforms
+
+        return transforms.directions(self.model.unembedding().T)
 
     @functools.cached_property
     def token_bytes(self) -> tuple[jax.Array, jax.Array]:
@@ -90,7 +100,7 @@ def _enable_compilation_cache() -> None:
     chosen = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if chosen is not None or "JAX_COMPILATION_CACHE_DIR" in os.environ:
         return
-    jax.config.update("jax_compilation_cache_dir", str(checkpoints.cache_folder() / "xla"))
+    jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
     # Small programs too: a cold process otherwise spends longer on dozens of those than on the large ones.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

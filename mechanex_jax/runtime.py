@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mechanex_jax import generation, loading
+from mechanex_jax import generation, loading, steering
 from mechanex_jax.errors import ModelNotFoundError, NotLocalError, expected
 from mechanex_jax.loading import LoadedModel
 
@@ -22,12 +22,20 @@ class Mechanex:
       api_key: of the hosted API; None looks into `MECHANEX_API_KEY` and `~/.mechanex/config.json`.
     """
 
-    def __init__(self, *, api_key: str | None = None, _generation: generation.Generation | None = None):
+    def __init__(
+        self,
+        *,
+        api_key: str | None = None,
+        _generation: generation.Generation | None = None,
+        _steering: steering.Steering | None = None,
+    ):
         self._models: dict[str, LoadedModel] = {}
         self._api_key = api_key
         self._mode = "auto"
         self.generation = _generation or generation.Generation()
         self.generation.session = self
+        self.steering = _steering or steering.Steering()
+        self.steering.session = self
 
     def load(
         self,
@@ -110,6 +118,22 @@ class Mechanex:
             )
         return self._loaded(name)
 
+    def partner(self, name: str) -> LoadedModel:
+        """A model that works beside another, as its draft or in an ensemble: loaded under this name, or loaded now.
+
+        Raises:
+          ModelNotFoundError, CheckpointError: as `load`.
+        """
+        if name in self._models:
+            return self._models[name]
+        found = loading.load(name)
+        for model in self._models.values():
+            if model.fingerprint == found.fingerprint:
+                return model
+        # In front: the model loaded last stays the default.
+        self._models = {name: found, **self._models}
+        return found
+
     def _loaded(self, name: str | None) -> LoadedModel:
         if name is not None and name in self._models:
             return self._models[name]
@@ -131,4 +155,4 @@ class Mechanex:
         return isinstance(stored, dict) and any(stored.get(name) for name in _CREDENTIALS)
 
 
-default = Mechanex(_generation=generation.default)
+default = Mechanex(_generation=generation.default, _steering=steering.default)

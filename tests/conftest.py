@@ -61,3 +61,16 @@ def compilations():
         return len(seen) - before
 
     return count
+
+
+@pytest.fixture
+def source(tmp_path):
+    """Ten rows of falling length, so that the order of work is not that of the file."""
+    from jobfiles import write
+
+    return write(tmp_path / "in.jsonl", [{"prompt": "x" * (10 - i), "id": f"row {i}"} for i in range(10)])
+
+
+@pytest.fixture
+def target(tmp_path):
+    return tmp_path / "out.jsonl"

@@ -17,14 +17,17 @@ ROOT = Path(mechanex_jax.__file__).parent
 # From the bottom up; a module may import its own layer and those below.
 LAYERS = [
     {"errors"},
-    {"types"},
+    {"types", "paths"},
     {"rows"},
     {"edits", "transforms"},
     {"constraints", "architectures", "text"},
     {"checkpoints", "loops", "methods"},
     {"loading", "config"},
+    {"batch"},
+    {"runners", "requests"},
     {"engine"},
     {"generation"},
+    {"steering"},
     {"runtime"},
     {"joboutput"},
     {"jobs"},
@@ -78,7 +81,7 @@ def test_importing_the_library_loads_no_heavy_module_and_touches_no_file():
     code = (
         "import sys, mechanex_jax; "
         "print([m for m in ('flax', 'optax', 'torch', 'transformers', 'tokenizers', 'gguf', 'rich', 'typer', "
-        "'huggingface_hub') if m in sys.modules])"
+        "'huggingface_hub', 'safetensors', 'matplotlib', 'lark', 'jsonschema') if m in sys.modules])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT.parent, check=True)
     assert out.stdout.strip() == "[]"

@@ -41,6 +41,11 @@ TABLE = {
     "min_p": Case(tx.min_p, (0,), ((0.1,), (1.0,))),
     "typical_p": Case(tx.typical_p, (1,), ((0.9,), (0.2,))),
     "truncation": Case(tx.truncation, (1, 2**31 - 1, 1, 0, 1), ((0.7, 70, 0.9, 0.01, 0.9), (0, 3, 0.5, 0.5, 0.5))),
+    "determinantal": Case(
+        functools.partial(tx.determinantal, tx.directions(np.random.default_rng(5).normal(size=(V, 24)).astype(np.float32))),
+        (0, 0.5, 50, 1.0),
+        ((8, 0.3, 50, 0.7), (3, 0.6, 20, 0.0)),
+    ),
     "penalties": Case(
         functools.partial(tx.penalties, V), (1, 0, 0), ((1.3, 0.5, 0.2), (0.8, -1.0, 0.0)), shift_invariant=False
     ),
@@ -186,7 +191,19 @@ def test_property(name: str, holds: Callable[[Case], None]) -> None:
 
 
 def test_table_has_every_factory() -> None:
-    others = {"argmax_rows", "chain", "draw", "draw_rows", "nested", "row", "row_tree", "shared", "stateless", "static"}
+    others = {
+        "argmax_rows",
+        "chain",
+        "directions",
+        "draw",
+        "draw_rows",
+        "nested",
+        "row",
+        "row_tree",
+        "shared",
+        "stateless",
+        "static",
+    }
     assert {name for name in tx.__all__ if name[0].islower()} - others == set(TABLE)
 
 

@@ -9,26 +9,11 @@ import jax
 
 from mechanex_jax.architectures import gpt2, llama
 from mechanex_jax.architectures.model import Family, Model, ModelOutput, Static, parameter_shapes
-from mechanex_jax.architectures.weights import Strips, Tensors, parameter
+from mechanex_jax.architectures.weights import Tensors, parameter
 from mechanex_jax.errors import CheckpointError
 
 _LLAMA = Family(llama.configure, llama.Llama, llama.weights)
 FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "gpt2": Family(gpt2.configure, gpt2.GPT2, gpt2.weights)}
-
-
-class _Prefixed:
-    """GPT-2 checkpoints come with and without `transformer.` in front of the names of all but the `lm_head`."""
-
-    def __init__(self, tensors: Tensors, prefix: str):
-        self._tensors = tensors
-        self._bare = {name if name.startswith("lm_head.") else prefix + name: name for name in tensors.names}
-        self.names = frozenset(self._bare)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._tensors.shape(self._bare[name])
-
-    def strips(self, name: str) -> Strips:
-        return self._tensors.strips(self._bare[name])
 
 
 def build(
@@ -62,9 +47,7 @@ def build(
         static = Static(family, family.configure(config), dtype)
     except KeyError as error:
         raise CheckpointError(f"config.json: missing {error.args[0]!r}, which a {kind} model needs.") from error
-    plan = family.weights(static.config)
-    if kind == "gpt2" and "wte.weight" in tensors.names:
-        tensors = _Prefixed(tensors, "transformer.")
+    plan = family.weights(static.config, tensors.names)
     shapes = parameter_shapes(static)
     params = []
     total, done = sum(shape.size * shape.dtype.itemsize for shape in shapes.values()), 0

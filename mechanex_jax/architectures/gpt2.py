@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -78,17 +79,21 @@ class GPT2(nnx.Module):
         return None
 
 
-def weights(config: GPT2Config) -> dict[str, tuple[tuple[str, ...], Layout]]:
-    """Parameter path -> HF tensor names and how to assemble them. GPT-2's own matrices are [in, out] already."""
+def weights(config: GPT2Config, names: Collection[str]) -> dict[str, tuple[tuple[str, ...], Layout]]:
+    """Parameter path -> HF tensor names and how to assemble them. GPT-2's own matrices are [in, out] already.
+
+    Checkpoints come with and without `transformer.` in front of all but the `lm_head`.
+    """
+    root = "" if "wte.weight" in names else "transformer."
     plan: dict[str, tuple[tuple[str, ...], Layout]] = {
-        "places.table": (("transformer.wpe.weight",), AS_STORED),
-        "norm.scale": (("transformer.ln_f.weight",), AS_STORED),
-        "norm.bias": (("transformer.ln_f.bias",), AS_STORED),
-        "unembedding.kernel": (("transformer.wte.weight" if config.tied else "lm_head.weight",), TRANSPOSED),
+        "places.table": ((f"{root}wpe.weight",), AS_STORED),
+        "norm.scale": ((f"{root}ln_f.weight",), AS_STORED),
+        "norm.bias": ((f"{root}ln_f.bias",), AS_STORED),
+        "unembedding.kernel": ((f"{root}wte.weight" if config.tied else "lm_head.weight",), TRANSPOSED),
     }
     if not config.tied:
-        plan["embedding.table"] = (("transformer.wte.weight",), AS_STORED)
-    names = {
+        plan["embedding.table"] = ((f"{root}wte.weight",), AS_STORED)
+    matrices = {
         "attention.qkv": "attn.c_attn",
         "attention.out": "attn.c_proj",
         "mlp.up": "mlp.c_fc",
@@ -96,8 +101,8 @@ def weights(config: GPT2Config) -> dict[str, tuple[tuple[str, ...], Layout]]:
     }
     norms = {"norm1": "ln_1", "norm2": "ln_2"}
     for i in range(config.layers):
-        ours, theirs = f"blocks.{i}", f"transformer.h.{i}"
-        for mine, hf in names.items():
+        ours, theirs = f"blocks.{i}", f"{root}h.{i}"
+        for mine, hf in matrices.items():
             plan[f"{ours}.{mine}.kernel"] = ((f"{theirs}.{hf}.weight",), AS_STORED)
             plan[f"{ours}.{mine}.bias"] = ((f"{theirs}.{hf}.bias",), AS_STORED)
         for mine, hf in norms.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -131,7 +132,7 @@ class Llama(nnx.Module):
         return jnp.cos(angles), jnp.sin(angles)
 
 
-def weights(config: LlamaConfig) -> dict[str, tuple[tuple[str, ...], Layout]]:
+def weights(config: LlamaConfig, names: Collection[str]) -> dict[str, tuple[tuple[str, ...], Layout]]:
     """Parameter path -> HF tensor names and how to assemble them."""
 
     def linear(ours: str, theirs: tuple[str, ...], bias: bool) -> dict[str, tuple[tuple[str, ...], Layout]]:

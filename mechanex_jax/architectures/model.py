@@ -38,12 +38,13 @@ class Family(NamedTuple):
       configure: HF `config.json` as a dict -> Config.
       module: (config, dtype) -> an nnx.Module with `embed(tokens, positions)`, `rotation(positions)`, `blocks`, `norm` and
         `unembedding`.
-      weights: config -> {parameter path: (HF tensor names, side by side along the last axis, and how each lies there)}.
+      weights: config, names in the checkpoint -> {parameter path: (HF tensor names, side by side along the last axis, and how
+        each lies there)}.
     """
 
     configure: Callable[[dict[str, Any]], Any]
     module: Callable[[Any, Any], Any]
-    weights: Callable[[Any], dict[str, tuple[tuple[str, ...], Layout]]]
+    weights: Callable[[Any, Any], dict[str, tuple[tuple[str, ...], Layout]]]
 
 
 @dataclasses.dataclass(frozen=True)

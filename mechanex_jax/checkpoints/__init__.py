@@ -1,6 +1,6 @@
 """Where models come from: names, files, weights and tokenizers. NumPy only; nothing here knows JAX."""
 
-from mechanex_jax.checkpoints.cache import build_folder, cache_folder
+from mechanex_jax.checkpoints.cache import build_folder
 from mechanex_jax.checkpoints.catalogue import Entry, catalogue, default_name
 from mechanex_jax.checkpoints.checkpoint import Checkpoint
 from mechanex_jax.checkpoints.safetensors import TensorReader
@@ -13,7 +13,6 @@ __all__ = [
     "TensorReader",
     "Tokenizer",
     "build_folder",
-    "cache_folder",
     "catalogue",
     "default_name",
     "kept",

@@ -1,4 +1,4 @@
-"""The user's cache folder, and folders that appear in it whole or not at all."""
+"""Folders that appear in the user's cache whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,18 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mechanex_jax.errors import CheckpointError
-
-_ENVIRONMENT = "MECHANEX_CACHE"
-
-
-def cache_folder() -> Path:
-    """Where everything fetched or compiled is kept: `MECHANEX_CACHE`, else the platform's own place."""
-    chosen = os.environ.get(_ENVIRONMENT)
-    if chosen:
-        return Path(chosen).expanduser()
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("mechanex_jax", appauthor=False))
 
 
 def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
@@ -51,7 +39,7 @@ def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
                 _build_beside(target, build)
     except OSError as error:
         raise CheckpointError(
-            f"Cannot write {target}: {error}. Free some space there or set {_ENVIRONMENT} to a folder that can be written."
+            f"Cannot write {target}: {error}. Free some space there or set MECHANEX_CACHE to a folder that can be written."
         ) from error
     return target
 

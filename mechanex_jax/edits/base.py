@@ -70,18 +70,21 @@ def compose(edits: Any) -> tuple[Edit, ...]:
     return several
 
 
-def check(edits: Any, layers: int, width: int) -> None:
+def check(edits: Any, layers: int | None, width: int | None) -> None:
     """Hold edits against a model, on the host: without this a layer that the model lacks would be a silent no-op.
 
     Args:
       edits: as `compose` takes them; those of one's own that have no method `check` pass.
-      layers: how many layers the model has.
-      width: D of the model.
+      layers: how many layers the model has; None, of a model that does not say, accepts all.
+      width: D of the model, or None.
 
     Raises:
       ArgumentError: a layer that is absent, or vectors of another width.
     """
-    for edit in compose(edits):
+    several = compose(edits)
+    if layers is None or width is None:
+        return
+    for edit in several:
         own = getattr(edit, "check", None)
         if own is not None:
             own(layers, width)

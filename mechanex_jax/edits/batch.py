@@ -150,7 +150,7 @@ def _rounds(gates: Sequence[Gated], site: str) -> list[dict[int, Gated]]:
     return rounds
 
 
-def steering(per_row: Sequence[Steering | None], *strengths_width: Any) -> tuple[Edit, ...]:
+def steering(per_row: Sequence[Steering | None], width: int) -> tuple[Edit, ...]:
     """The edits of a batch in which every row is steered by itself, or not: one addition per site for all rows, then the gates.
 
     Args:
@@ -160,10 +160,6 @@ def steering(per_row: Sequence[Steering | None], *strengths_width: Any) -> tuple
     Raises:
       ArgumentError: a vector of another width.
     """
-    # TEMPORARY, until engine.py calls steering(per_row, width), strengths applied by `scaled`.
-    *old, width = strengths_width
-    if old:
-        per_row = [row and row.scaled(strength) for row, strength in zip(per_row, old[0], strict=True)]
     present = [row or Steering({}) for row in per_row]
     edits: list[Edit] = []
     for site in SITES:

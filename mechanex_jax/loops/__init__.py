@@ -12,22 +12,53 @@ from mechanex_jax.loops.autoregressive import (
     result,
     start,
 )
+from mechanex_jax.loops.beam import BeamResult, beam_decode
+from mechanex_jax.loops.drafters import Drafter, Proposal, model_drafter, prompt_lookup
+from mechanex_jax.loops.ensemble import Ensemble, ensemble_decode, ensemble_model
 from mechanex_jax.loops.forward import ForwardOutput, forward
+from mechanex_jax.loops.pace import Pace
+from mechanex_jax.loops.scoring import score, select
+from mechanex_jax.loops.speculative import (
+    SpeculationStats,
+    speculative_advance,
+    speculative_chunk,
+    speculative_decode,
+    speculative_start,
+    speculative_stats,
+)
 from mechanex_jax.loops.stops import StopTable, stop_table
 
 __all__ = [
+    "BeamResult",
     "Carry",
     "DecodeResult",
+    "Drafter",
+    "Ensemble",
     "FinishReason",
     "ForwardOutput",
+    "Pace",
     "Program",
+    "Proposal",
+    "SpeculationStats",
     "StopTable",
     "advance",
+    "beam_decode",
     "decode",
     "decode_chunk",
+    "ensemble_decode",
+    "ensemble_model",
     "finish",
     "forward",
+    "model_drafter",
+    "prompt_lookup",
     "result",
+    "score",
+    "select",
+    "speculative_advance",
+    "speculative_chunk",
+    "speculative_decode",
+    "speculative_start",
+    "speculative_stats",
     "start",
     "stop_table",
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import time
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 
 from mechanex_jax import rows
-from mechanex_jax.edits import compose
+from mechanex_jax.edits import check, compose
 from mechanex_jax.errors import expected
 from mechanex_jax.loops.stops import HIT, IDLE, StopTable
 from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_rows
@@ -150,20 +151,25 @@ def _over(flags: jax.Array, leaf: jax.Array) -> jax.Array:
     return flags.reshape(flags.shape + (1,) * (leaf.ndim - 1))
 
 
-def _step(program: Program, carry: Carry) -> Carry:
-    """One token for every row that still runs."""
-    model, transform, edits, stops = program
-    live = carry.finish == FinishReason.RUNNING
-    last = jnp.take_along_axis(carry.tokens, carry.cache.lengths[:, None], axis=1)
-    out = model.extend(carry.cache, last, live.astype(jnp.int32), edits, prompt_lengths=carry.prompt_lengths)
-    raw = out.logits
+def standing(carry: Carry) -> Step:
+    """Where every row stands before its next token; B in front of every leaf."""
+    keys = jax.vmap(jax.random.fold_in)(carry.key, carry.generated)
+    return Step(carry.generated, carry.max_new - carry.generated, keys)
 
-    step = Step(carry.generated, carry.max_new - carry.generated, jax.vmap(jax.random.fold_in)(carry.key, carry.generated))
-    logits = apply_rows(transform, carry.transform_state, raw, step)
+
+def append(
+    program: Program, carry: Carry, live: jax.Array, raw: jax.Array, logits: jax.Array, token: jax.Array, step: Step
+) -> Carry:
+    """Write token[b] behind row b wherever live[b], and see whether that ends the row. The cache stays as it is.
+
+    Args:
+      raw: float32 [B, V], the model's own logits.
+      logits: float32 [B, V], after the transform; a live row without a finite one is a dead end and gets no token.
+      step: where the rows stood when the token was chosen.
+    """
+    transform, stops = program.transform, program.stops
     dead = jnp.max(logits, axis=-1) == -jnp.inf
-    token = draw_rows(step.key, logits)
     logprob = logprobs_of(raw, token)
-
     moves = live & ~dead
     moved = advance_rows(transform, carry.transform_state, token, step)
     state = jax.tree.map(lambda new, old: jnp.where(_over(moves, new), new, old), moved, carry.transform_state)
@@ -186,7 +192,6 @@ def _step(program: Program, carry: Carry) -> Carry:
     kept_logprob = jnp.take_along_axis(carry.logprobs, spot, axis=1, mode="clip")[:, 0]
     return dataclasses.replace(
         carry,
-        cache=out.cache,
         tokens=_put(carry.tokens, jnp.where(moves, token, kept), at),
         generated=generated,
         transform_state=state,
@@ -196,6 +201,17 @@ def _step(program: Program, carry: Carry) -> Carry:
     )
 
 
+def decode_step(program: Program, carry: Carry) -> Carry:
+    """One token for every row that still runs."""
+    live = carry.finish == FinishReason.RUNNING
+    last = jnp.take_along_axis(carry.tokens, carry.cache.lengths[:, None], axis=1)
+    out = program.model.extend(carry.cache, last, live.astype(jnp.int32), program.edits, prompt_lengths=carry.prompt_lengths)
+    step = standing(carry)
+    logits = apply_rows(program.transform, carry.transform_state, out.logits, step)
+    token = draw_rows(step.key, logits)
+    return append(program, dataclasses.replace(carry, cache=out.cache), live, out.logits, logits, token, step)
+
+
 @partial(jax.jit, donate_argnames="carry")
 def decode_chunk(program: Program, carry: Carry, until: Int32[jax.Array, ""]) -> Carry:
     """At most `until` further tokens for every row; fewer once all rows have finished. `carry` is donated."""
@@ -203,7 +219,7 @@ def decode_chunk(program: Program, carry: Carry, until: Int32[jax.Array, ""]) ->
     def unfinished(loop: tuple[jax.Array, Carry]) -> jax.Array:
         return (loop[0] < until) & jnp.any(loop[1].finish == FinishReason.RUNNING)
 
-    return jax.lax.while_loop(unfinished, lambda loop: (loop[0] + 1, _step(program, loop[1])), (jnp.int32(0), carry))[1]
+    return jax.lax.while_loop(unfinished, lambda loop: (loop[0] + 1, decode_step(program, loop[1])), (jnp.int32(0), carry))[1]
 
 
 def start(
@@ -219,8 +235,9 @@ def start(
     eos_ids: Any = (),
     capacity: int | None = None,
     pad_id: int = 0,
+    spare: int = 0,
 ) -> tuple[Program, Carry]:
-    """Prefill all but the last token of each prompt. Arguments as for `decode`."""
+    """Prefill all but the last token of each prompt. Arguments as for `decode`; `spare` positions more are held for drafts."""
     tokens = np.asarray(prompt_tokens, np.int32)
     if tokens.ndim != 2:
         raise expected("prompt_tokens", tokens.shape, "two axes [B, S]")
@@ -236,12 +253,13 @@ def start(
     # Prefill writes whole chunks, padding included, and the loop writes one position beyond the last token.
     longest = int(lengths.max(initial=1))
     chunks = _prefill_chunks(longest - 1)
-    needed = max(longest + int(max_new.max(initial=0)) + 1, sum(chunks))
+    needed = max(longest + int(max_new.max(initial=0)) + 1 + spare, sum(chunks))
     if capacity is None:
         capacity = bucket(needed, SMALLEST_CAPACITY)
     elif capacity < needed:
         raise expected("capacity", capacity, f"at least {needed} positions for these prompts and max_new_tokens")
 
+    check(edits, getattr(model.spec, "layers", None), getattr(model.spec, "width", None))
     if key.shape not in ((), (batch,)):
         raise expected("key", key.shape, f"one key, or one for each of the {batch} rows")
 
@@ -280,21 +298,22 @@ def _wait(array: jax.Array) -> None:
         raise
 
 
-def running(carry: Carry) -> bool:
-    """Whether any row still runs; waits for the device."""
+def running(carry: Any) -> bool:
+    """Whether any row of a carry still runs; waits for the device."""
     _wait(carry.finish)
     return bool(np.any(np.asarray(carry.finish) == FinishReason.RUNNING))
 
 
-def advance(program: Program, carry: Carry, seconds: float = _SECONDS_PER_CHUNK):
+def advance(program: Any, carry: Any, seconds: float = _SECONDS_PER_CHUNK, chunk: Callable[..., Any] = decode_chunk):
     """Run to the end in chunks of about `seconds`, yielding the carry after each.
 
-    Where the chunks end changes no token. Between them the host can look, stream, stop, or be interrupted.
+    Where the chunks end changes no token. Between them the host can look, stream, stop, or be interrupted. Another loop passes
+    its own `chunk(program, carry, until)`; its carry needs a `finish`.
     """
     until = 4
     while running(carry):
         begun = time.perf_counter()
-        carry = decode_chunk(program, carry, np.int32(until))
+        carry = chunk(program, carry, np.int32(until))
         _wait(carry.finish)
         yield carry
         quick = time.perf_counter() - begun < seconds

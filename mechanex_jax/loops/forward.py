@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechanex_jax import rows
-from mechanex_jax.edits import SITES, compose
+from mechanex_jax.edits import SITES, check, compose
 from mechanex_jax.errors import expected
 
 
@@ -27,7 +27,7 @@ class ForwardOutput(NamedTuple):
 @partial(jax.jit, static_argnames="capture")
 def _forward(model: Any, tokens: jax.Array, lengths: jax.Array, edits: Any, capture: tuple[str, ...]) -> ForwardOutput:
     cache = model.init_cache(*tokens.shape)
-    out = model.extend(cache, tokens, lengths, edits, logits="all", capture=capture)
+    out = model.extend(cache, tokens, lengths, edits, prompt_lengths=lengths, logits="all", capture=capture)
     return ForwardOutput(out.logits, out.captured)
 
 
@@ -63,6 +63,7 @@ def forward(model: Any, tokens: Any, *, lengths: Any = None, edits: Any = None, 
     for site in sites:
         if site not in SITES:
             raise expected("capture", site, f"one of {', '.join(SITES)}")
+    check(edits, model.spec.layers, model.spec.width)
     rows_of = rows.broadcast_rows(compose(edits), len(batch))
     out = _forward(model, jnp.asarray(batch, jnp.int32), jnp.asarray(real), rows_of, sites)
     return jax.tree.map(lambda leaf: leaf[0], out) if ids.ndim == 1 else out

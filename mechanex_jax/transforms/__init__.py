@@ -5,6 +5,7 @@ Order in a step: constraint mask, penalties and bias, temperature, top-k, top-p,
 
 from mechanex_jax.rows import nested, row, row_tree, shared, static
 from mechanex_jax.transforms.base import LogitsTransform, Stateless, Step, chain, stateless
+from mechanex_jax.transforms.determinantal import Determinantal, Directions, determinantal, directions
 from mechanex_jax.transforms.draw import argmax_rows, draw, draw_rows
 from mechanex_jax.transforms.penalties import (
     LogitBias,
@@ -20,6 +21,8 @@ from mechanex_jax.transforms.penalties import (
 from mechanex_jax.transforms.truncation import Truncation, min_p, temperature, top_k, top_p, truncation, typical_p
 
 __all__ = [
+    "Determinantal",
+    "Directions",
     "LogitBias",
     "LogitsTransform",
     "MinNewTokens",
@@ -29,6 +32,8 @@ __all__ = [
     "Truncation",
     "argmax_rows",
     "chain",
+    "determinantal",
+    "directions",
     "draw",
     "draw_rows",
     "frequency_penalty",

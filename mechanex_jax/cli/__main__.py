@@ -1,0 +1,3 @@
+from mechanex_jax.cli import app
+
+app()

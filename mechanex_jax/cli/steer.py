@@ -1,0 +1,212 @@
+"""`mechanex-jax steer`: make, list, show, try, plot and delete steering vectors."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mechanex_jax.cli import base
+from mechanex_jax.errors import expected
+
+if TYPE_CHECKING:
+    from mechanex_jax.steering import Evaluation
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Make, keep, measure and try steering vectors.",
+)
+
+_Model = Annotated[str | None, typer.Option(metavar="NAME", help="A name from `models`, a hub id or a folder.")]
+_Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16.")]
+_Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu, gpu, gpu:1, ...")]
+_Chat = Annotated[bool, typer.Option("--chat", help="Prompts are a user's messages, in the model's chat template.")]
+_Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a stored vector, such as sv_0123abcd.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_Strengths = Annotated[str, typer.Option("--strength", metavar="S,S,...", help="Strengths, with commas between them.")]
+
+
+def _numbers(argument: str, given: str, kind: type) -> list[Any]:
+    """Numbers with commas between them; for layers also ranges such as 10-14."""
+    found: list[Any] = []
+    try:
+        for part in given.split(","):
+            first, dash, last = part.strip().partition("-") if kind is int else (part, "", "")
+            found += range(int(first), int(last) + 1) if dash else [kind(first)]
+    except ValueError:
+        example = "10-14 or 10,12,14" if kind is int else "-2,0,2"
+        raise expected(argument, given, f"numbers with commas between them, such as {example}") from None
+    return found
+
+
+def _steering(model: str | None, dtype: str | None, device: str | None) -> Any:
+    """The steering of a local session with a model loaded."""
+    return base.start({"model": model, "dtype": dtype, "device": device}).steering
+
+
+def _model_of(id: str, model: str | None) -> str | None:
+    """The model to load for a vector: the one given, else the one it was made for."""
+    from mechanex_jax.steering import Store
+
+    return Store().get(id).model if model is None else model
+
+
+def _table(*titles: str) -> Any:
+    from rich.table import Table
+
+    return Table(*titles, box=None, pad_edge=False)
+
+
+def _print(table: Any) -> None:
+    from rich.console import Console
+
+    # In a pipe every row stays on one line, for grep.
+    Console(width=None if sys.stdout.isatty() else 200).print(table)
+
+
+@app.command()
+def make(
+    source: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines with prompt, positive and negative.")],
+    method: Annotated[str, typer.Option(metavar="NAME", help="few-shot, caa or steering-perceptrons.")] = "few-shot",
+    name: Annotated[str | None, typer.Option(metavar="TEXT", help="A name of yours for the vector.")] = None,
+    label: Annotated[str | None, typer.Option(metavar="TEXT", help="A note of yours.")] = None,
+    layers: Annotated[str | None, typer.Option(metavar="L,L-L", help="Layers, such as 10-14; otherwise eight.")] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="The same seed gives the same vector.")] = 0,
+    chat: _Chat = False,
+    model: _Model = None,
+    dtype: _Dtype = None,
+    device: _Device = None,
+) -> None:
+    """Make a vector from contrastive DATA and keep it; prints its id.
+
+    \b
+      mechanex-jax steer make pairs.jsonl --method caa --name honesty --chat
+    """
+    from mechanex_jax.steering import methods
+    from mechanex_jax.steering.examples import read_rows
+
+    read_rows(source, negatives=methods.method(method).negatives or None)  # before a model is fetched for nothing
+    chosen = None if layers is None else _numbers("--layers", layers, int)
+    steering = _steering(model, dtype, device)
+    typer.echo(steering.generate_from_jsonl(source, chosen, method, name, label, chat=chat, seed=seed))
+
+
+@app.command("list")
+def list_vectors(as_json: _Json = False) -> None:
+    """List the stored vectors, oldest first."""
+    from rich.text import Text
+
+    from mechanex_jax.steering import Steering
+
+    found = Steering().list()
+    if as_json:
+        base.print_json(found)
+        return
+    table = _table("Id", "Name", "Method", "Model", "Layers", "Made")
+    for item in found:
+        layers = ",".join(map(str, item["layers"]))
+        cells = (item["id"], item["name"] or "-", item["method"], item["model"], layers, item["created"][:19])
+        table.add_row(*map(Text, cells))
+    _print(table)
+
+
+@app.command()
+def show(id: _Id, as_json: _Json = False) -> None:
+    """Show what is known of a vector."""
+    from rich.text import Text
+
+    from mechanex_jax.steering import Steering
+
+    found = Steering().describe(id)
+    if as_json:
+        base.print_json(found)
+        return
+    table = _table("", "")
+    table.show_header = False
+    metrics = {f"metrics.{name}": value for name, value in found.pop("metrics").items()}
+    for name, value in (found | metrics).items():
+        table.add_row(Text(name), Text(_short(value)))
+    _print(table)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        shown = [f"{item:.4g}" if isinstance(item, float) else str(item) for item in value]
+        return " ".join(shown if len(shown) <= 12 else [*shown[:6], "...", *shown[-5:]])
+    return "-" if value is None else str(value)
+
+
+@app.command("try")
+def try_vector(
+    id: _Id,
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
+    strength: _Strengths = "-2,0,2",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
+    chat: _Chat = False,
+    as_json: _Json = False,
+    model: _Model = None,
+    dtype: _Dtype = None,
+    device: _Device = None,
+) -> None:
+    """Continue PROMPT at several strengths, side by side.
+
+    \b
+      mechanex-jax steer try sv_0123abcd --strength -2,0,2 "How was your day?"
+    """
+    from rich.text import Text
+
+    from mechanex_jax.steering.evaluation import check_strengths
+
+    strengths = check_strengths(_numbers("--strength", strength, float))
+    steering = _steering(_model_of(id, model), dtype, device)
+    texts = steering.texts(id, [prompt], strengths, chat=chat, max_tokens=max_tokens)[0]
+    if as_json:
+        found = [{"strength": value, "text": text} for value, text in zip(strengths, texts, strict=True)]
+        base.print_json({"id": id, "prompt": prompt, "texts": found})
+        return
+    table = _table(*(f"{value:+g}" for value in strengths))
+    for column in table.columns:
+        column.overflow, column.ratio = "fold", 1
+    table.padding = (0, 3, 0, 0)
+    table.add_row(*(Text(text.strip()) for text in texts))
+    _print(table)
+
+
+@app.command()
+def plot(
+    id: _Id,
+    target: Annotated[Path, typer.Argument(metavar="OUT", help="The picture, such as steering.png.")],
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="Held-out pairs, as for `make`.")] = None,
+    strength: _Strengths = "-2,-1,0,1,2",
+    chat: _Chat = False,
+    model: _Model = None,
+    dtype: _Dtype = None,
+    device: _Device = None,
+) -> None:
+    """Draw the effect of a vector against its cost, over its layers and strengths.
+
+    The effect is the difference in likelihood between the answers of --data,
+    or without it how far the vector moves activations along itself.
+    """
+    from mechanex_jax.steering.examples import read_rows
+
+    strengths = _numbers("--strength", strength, float)
+    held = None if data is None else read_rows(data, negatives=True)
+    steering = _steering(_model_of(id, model), dtype, device)
+    answers: tuple[Any, ...] = () if held is None else (held.positives, held.negatives)
+    more = {} if held is None else {"prompts": held.prompts, "chat": chat}
+    found: dict[str, Evaluation] = steering.plot(id, target, *answers, strengths=strengths, **more)
+    typer.echo(next(iter(found.values())).table())
+
+
+@app.command()
+def delete(id: _Id) -> None:
+    """Delete a vector."""
+    from mechanex_jax.steering import Steering
+
+    Steering().delete(id)

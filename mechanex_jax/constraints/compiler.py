@@ -1,0 +1,120 @@
+"""From what a user writes to tables for a vocabulary: the table of front ends."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from typing import Any
+
+from mechanex_jax.constraints import cache
+from mechanex_jax.constraints.matching import Compiled
+from mechanex_jax.constraints.network import Network
+from mechanex_jax.constraints.vocabulary import Vocabulary
+from mechanex_jax.errors import Said, expected
+from mechanex_jax.paths import cache_folder
+
+
+@dataclasses.dataclass(frozen=True)
+class FrontEnd:
+    """One way to write a constraint. Its libraries are imported only when it is used.
+
+    Attributes:
+      read: what the user gave, and whether JSON may have whitespace -> what decides the constraint, as JSON.
+      network: that -> its automaton.
+    """
+
+    read: Callable[[Any, bool], Any]
+    network: Callable[[Any], Network]
+
+
+def _read_schema(source: Any, whitespace: bool) -> Any:
+    from mechanex_jax.constraints import json_schema
+
+    return [json_schema.read(source), whitespace]
+
+
+def _schema_network(given: Any) -> Network:
+    from mechanex_jax.constraints import json_schema
+
+    schema, whitespace = given
+    return json_schema.network(schema, whitespace=whitespace)
+
+
+def _regex_network(pattern: str) -> Network:
+    from mechanex_jax.constraints import regex
+
+    return regex.network(pattern)
+
+
+def _grammar_network(text: str) -> Network:
+    from mechanex_jax.constraints import grammar
+
+    return grammar.network(text)
+
+
+def _as_it_is(source: str, whitespace: bool) -> str:
+    return source
+
+
+FRONT_ENDS = {
+    "json_schema": FrontEnd(_read_schema, _schema_network),
+    "regex": FrontEnd(_as_it_is, _regex_network),
+    "grammar": FrontEnd(_as_it_is, _grammar_network),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What a constraint is compiled for.
+
+    Attributes:
+      vocabulary: of the tokenizer.
+      eos_ids: the ids that end a text.
+      logits: V, the model's number of logits.
+    """
+
+    vocabulary: Vocabulary
+    eos_ids: tuple[int, ...]
+    logits: int
+
+    @classmethod
+    def of(cls, given: Any) -> Target:
+        """Of a loaded model, a tokenizer of this library, or a bare Vocabulary (which has no end of sequence).
+
+        Raises:
+          ArgumentError: none of these.
+        """
+        if isinstance(given, Vocabulary):
+            return cls(given, (), given.size)
+        tokenizer = getattr(given, "tokenizer", given)
+        if not isinstance(getattr(tokenizer, "vocabulary", None), Vocabulary):
+            raise expected("tokenizer", Said(type(given).__name__), "what mx.load returns, its .tokenizer, or a Vocabulary")
+        vocabulary = tokenizer.vocabulary
+        model = getattr(given, "model", None)
+        return cls(vocabulary, tokenizer.eos_ids, model.spec.vocabulary if model is not None else vocabulary.size)
+
+
+def compiled(kind: str, source: Any, whitespace: bool, target: Target) -> Compiled:
+    """A constraint for a target; what was compiled once is kept in memory and on disk.
+
+    Args:
+      kind: "json_schema", "regex" or "grammar".
+      source: as the user wrote it.
+      whitespace: for JSON, allow some between its parts.
+      target: what for.
+
+    Raises:
+      ConstraintError: it is wrong, unsupported, too large, accepts no text, or the vocabulary cannot spell it.
+    """
+    front = FRONT_ENDS[kind]
+    given = front.read(source, whitespace)
+    return cache.cached(
+        kind,
+        json.dumps(given),
+        lambda: front.network(given),
+        target.vocabulary,
+        eos_ids=target.eos_ids,
+        logits=target.logits,
+        folder=cache_folder() / "constraints",
+    )

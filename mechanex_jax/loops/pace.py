@@ -1,0 +1,138 @@
+"""How many tokens to draft in a round: chosen on the host from what rounds have cost and brought so far.
+
+A round of g drafted tokens brings 1 + c * (a + a^2 + ... + a^g) tokens a row: c is the share of rounds in which a row has a
+proposal, a the rate at which proposals are accepted (Leviathan et al. 2022, arXiv:2211.17192, equation 1). What it costs is
+measured. The best quotient wins, and 0, plain decoding, is one of the choices.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+
+from mechanex_jax.errors import expected
+
+CHOICES = (0, 1, 2, 4, 8)
+_MEMORY = 24.0  # rounds after which what they brought counts 1 / e
+_GAIN = 1.03  # a change has to promise that much
+_NEW_GAIN = 1.15  # one to a number that was never used has to pay for compiling a loop, too
+_PROBE_ROWS = 8  # rows x rounds to look at before a decision
+_CHUNK_SECONDS = 0.25
+_LONGEST_CHUNK = 32
+_FIRST_PATIENCE, _LAST_PATIENCE = 32, 256  # plain rounds between two tries of drafting
+
+
+class Pace:
+    """Measurements of one model and drafter at one batch size, and the choices that follow from them.
+
+    One object may serve many calls, one after another: costs are kept, acceptance starts anew with each.
+
+    Args:
+      steps: one of 1, 2, 4, 8 (0: never draft): what to start with. Only its neighbours are tried besides, one at a time, so
+        that few loops are ever compiled.
+      adaptive: False drafts `steps` in every round.
+
+    Raises:
+      ArgumentError: other values.
+    """
+
+    def __init__(self, steps: int = 4, adaptive: bool = True):
+        if isinstance(steps, bool) or steps not in CHOICES:
+            raise expected("steps", steps, f"one of {', '.join(map(str, CHOICES))} drafted tokens a round")
+        self.steps, self.adaptive = steps, bool(adaptive)
+        self.costs: dict[
+            int, list[float]
+        ] = {}  # drafted tokens -> the latest seconds per round; the first is not to be trusted
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget how well drafts were accepted: another text follows."""
+        self._current = self.steps
+        self._rounds = self._with_proposal = self._tested = self._accepted = 0.0
+        self._looked = 0
+        self._plain = 0
+        self._patience = _FIRST_PATIENCE
+
+    def record(
+        self, steps: int, seconds: float, rounds: int, row_rounds: int, with_proposal: int, tested: int, accepted: int
+    ) -> None:
+        """Take in one chunk.
+
+        Args:
+          steps: drafted tokens a round.
+          rounds: of the batch.
+          row_rounds: of running rows, summed up; of these, `with_proposal` had a proposal.
+          tested, accepted: proposals that the target looked at, and those that it took.
+        """
+        if not rounds:
+            return
+        # The first chunk may have compiled the loop: it counts as an upper bound only, until there is another.
+        kept = self.costs.setdefault(steps, [])
+        kept.append(seconds / rounds)
+        del kept[1:-5]
+        if not steps:
+            self._plain += rounds
+            return
+        self._looked += row_rounds
+        decay = math.exp(-rounds / _MEMORY)
+        new = (row_rounds, with_proposal, tested, accepted)
+        old = (self._rounds, self._with_proposal, self._tested, self._accepted)
+        self._rounds, self._with_proposal, self._tested, self._accepted = (decay * o + n for o, n in zip(old, new, strict=True))
+
+    def choose(self, rows: int) -> tuple[int, int]:
+        """(drafted tokens a round, rounds) of the next chunk; `rows` still run."""
+        look = max(2, -(-_PROBE_ROWS // (2 * max(rows, 1))))
+        if not self.adaptive or not self.steps:
+            return self.steps, self._length(self.steps)
+        for steps in (self.steps, 0):
+            if len(self.costs.get(steps, ())) < 2:
+                return steps, look
+        if self._looked < _PROBE_ROWS:
+            return self._current, look
+        if not self._current and self._plain >= self._patience:
+            self._plain, self._looked, self._patience = 0, 0, min(2 * self._patience, _LAST_PATIENCE)
+            self._current = self.steps
+            return self._current, look
+        before = self._current
+        self._current = self._best()
+        if self._current:
+            self._plain, self._patience = 0, _FIRST_PATIENCE
+        elif before:
+            self._plain = 0
+        length = self._length(self._current)
+        return self._current, length if self._current else min(length, self._patience)
+
+    def _length(self, steps: int) -> int:
+        if len(self.costs.get(steps, ())) < 2:
+            return 4
+        return max(1, min(_LONGEST_CHUNK, round(_CHUNK_SECONDS / self.cost(steps))))
+
+    def cost(self, steps: int) -> float:
+        """Seconds per round: the median of the latest, or on a straight line through the neighbours measured."""
+        known = {s: statistics.median(c[1:]) for s, c in self.costs.items() if len(c) > 1}
+        if steps in known:
+            return known[steps]
+        low, high = sorted(known, key=lambda s: abs(s - steps))[:2]
+        return max(known[low] + (known[high] - known[low]) * (steps - low) / (high - low), 0.5 * known[low])
+
+    def tokens_per_round(self, steps: int) -> float:
+        """What a row can expect of a round with so many drafted tokens."""
+        rate = (self._accepted + 0.5) / (self._tested + 1.0)
+        return 1.0 + self._with_proposal / max(self._rounds, 1.0) * sum(rate**i for i in range(1, steps + 1))
+
+    def _best(self) -> int:
+        speed = {s: self.tokens_per_round(s) / self.cost(s) for s in self._candidates()}
+        now = self._current
+
+        def worth(steps: int) -> float:
+            if steps == now:
+                return speed[steps]
+            return speed[steps] / (_GAIN if steps in self.costs else _NEW_GAIN)
+
+        return max(speed, key=worth)
+
+    def _candidates(self) -> list[int]:
+        """Nothing, what has been used, and the neighbours of what is used now."""
+        place = CHOICES.index(self._current or self.steps)
+        near = CHOICES[max(place - 1, 0) : place + 2]
+        return sorted({0, self._current, *self.costs, *near})

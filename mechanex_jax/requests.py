@@ -1,0 +1,133 @@
+"""From one prompt and its arguments to a request: routed, checked, tokenised, its vectors and constraint found."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from mechanex_jax.batch import Request
+from mechanex_jax.config import GenerationConfig
+from mechanex_jax.constraints import compiler
+from mechanex_jax.edits import Steering, parse_steering
+from mechanex_jax.errors import Said, expected
+from mechanex_jax.loading import LoadedModel
+
+
+class Stored(Protocol):
+    """Where vectors and presets come from by name."""
+
+    def resolve(self, spec: str, model: LoadedModel) -> Steering:
+        """A stored vector, at strength 1."""
+        ...
+
+    def preset(self, name: str, strength: float, model: LoadedModel) -> Steering:
+        """A preset, at its own strength where 0 is asked for."""
+        ...
+
+
+def prepare(
+    loaded: LoadedModel,
+    prompt: Any,
+    config: GenerationConfig,
+    name: str = "prompt",
+    stored: Stored | None = None,
+    partners: Sequence[LoadedModel] = (),
+) -> Request:
+    """Tokenise one prompt, check it against the model, and compile what its arguments need compiled on the host.
+
+    Args:
+      loaded: the model.
+      prompt: a text; with `config.chat` also a list of messages.
+      config: the row's arguments.
+      name: what errors call the prompt.
+      stored: where vectors and presets come from.
+      partners: the models that `config.draft_model` or `config.ensemble_models` name.
+
+    Raises:
+      ArgumentError: not a string, empty without a BOS, longer than the context, or arguments that this model can't serve.
+    """
+    if not isinstance(prompt, str) and not (config.chat and isinstance(prompt, list)):
+        raise expected(name, prompt, "a string (with chat=True also a list of messages)")
+    if isinstance(prompt, str) and not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
+        raise expected(name, prompt, "text that UTF-8 can hold", "It has half of a surrogate pair: decode the input properly.")
+    tokenizer, spec = loaded.tokenizer, loaded.model.spec
+    tokens = tokenizer.encode_chat(prompt) if config.chat else tokenizer.encode(str(prompt))
+    if not tokens and tokenizer.bos_id is not None:
+        tokens = [tokenizer.bos_id]
+    if not tokens:
+        raise expected(name, prompt, "at least one token", f"{loaded.name} has no beginning-of-sequence token to start from.")
+    if len(tokens) >= spec.context:
+        raise expected(
+            name,
+            Said(f"{len(tokens)} tokens"),
+            f"at most {spec.context - 1}, the context of {loaded.name} less one",
+            "Shorten it.",
+        )
+    for token in config.logit_bias or ():
+        if int(token) >= spec.vocabulary:
+            raise expected("logit_bias", token, f"token ids below {spec.vocabulary}")
+    room = min(config.max_tokens, spec.context - len(tokens))
+    _check_draft(loaded, config, partners)
+    steering, constraint = _steering(loaded, config, stored), _constraint(loaded, config, room)
+    return Request(tuple(tokens), config, steering, constraint, tuple(partners), prompt)
+
+
+def same_tokens(a: LoadedModel, b: LoadedModel) -> bool:
+    """Whether the same ids mean the same text to both."""
+    alike = a.tokenizer.vocabulary.fingerprint == b.tokenizer.vocabulary.fingerprint
+    return alike and a.model.spec.vocabulary == b.model.spec.vocabulary
+
+
+def _check_draft(loaded: LoadedModel, config: GenerationConfig, partners: Sequence[LoadedModel]) -> None:
+    if config.draft_model is None:
+        return
+    for draft in partners:
+        if not same_tokens(loaded, draft):
+            raise expected(
+                "draft_model", draft.name, f"a model with the tokenizer of {loaded.name}", "Leave it out for prompt lookup."
+            )
+        if draft.bytes > loaded.bytes:
+            warnings.warn(
+                f"draft_model: {draft.name} is larger than {loaded.name}, so this is slow.", UserWarning, stacklevel=3
+            )
+
+
+def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | None) -> Steering | None:
+    """What a row's vector and preset amount to."""
+    spec, strength = loaded.model.spec, config.steering_strength
+    found = None
+    if config.steering_vector is not None:
+        if strength == 0:
+            warnings.warn("steering_vector has no effect: steering_strength is 0, its default.", UserWarning, stacklevel=2)
+        if isinstance(config.steering_vector, str):
+            assert stored is not None, "whoever takes ids of vectors knows the store"
+            found = stored.resolve(config.steering_vector, loaded)
+        else:
+            found = parse_steering(config.steering_vector, spec.width, spec.layers)
+        found = found.scaled(strength)
+    if config.steering_preset is not None:
+        assert stored is not None, "whoever takes presets knows the store"
+        preset = stored.preset(config.steering_preset, strength, loaded)
+        found = preset if found is None else found + preset
+    return found
+
+
+def _constraint(loaded: LoadedModel, config: GenerationConfig, room: int) -> Any:
+    """The tables of a row's constraint, which can be met within `room` tokens."""
+    if config.constraint_source is None:
+        return None
+    kind, source, whitespace = config.constraint_source
+    target = compiler.Target.of(loaded)
+    tables = (source.compiled if kind == "compiled" else compiler.compiled(kind, source, whitespace, target)).tables
+    if (tables.vocabulary, tables.size) != (target.vocabulary.fingerprint, target.logits):
+        wanted = f"one for that of {loaded.name}"
+        raise expected("constraint", Said("one for another tokenizer"), wanted, "Compile it for this model.")
+    if tables.minimum > room:
+        raise expected(
+            "max_tokens",
+            Said(f"room for {room} tokens"),
+            f"at least {tables.minimum}, which the shortest text that the constraint allows may take",
+            "Raise max_tokens, or shorten the prompt.",
+        )
+    return tables

@@ -1,0 +1,157 @@
+"""Contrastive pairs written by the loaded chat model under a JSON schema, the bad ones dropped."""
+
+from __future__ import annotations
+
+import collections
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from mechanex_jax.checkpoints.progress import Report, silent
+from mechanex_jax.errors import MechanexError, expected
+
+_TEXT = {"type": "string", "minLength": 1, "maxLength": 400}
+SCHEMA = {
+    "type": "object",
+    "properties": {"prompt": _TEXT, "positive": _TEXT, "negative": _TEXT},
+    "required": ["prompt", "positive", "negative"],
+    "additionalProperties": False,
+}
+_ATTEMPTS = 4  # generations per pair that is asked for, at most
+_MAX_TOKENS = 400
+# One per request, in turn: without them a small model asks the same question again and again.
+_TOPICS = (
+    "cooking",
+    "a broken bicycle",
+    "space travel",
+    "a school essay",
+    "moving house",
+    "gardening",
+    "a job interview",
+    "bird watching",
+    "savings",
+    "a birthday",
+    "chess",
+    "old maps",
+    "learning to swim",
+    "a computer fault",
+    "winter clothes",
+    "a train journey",
+    "music lessons",
+    "neighbours",
+    "volcanoes",
+    "a letter to an office",
+    "sleep",
+    "painting a room",
+    "percentages",
+    "museums",
+    "a lost key",
+    "running",
+    "the history of bread",
+    "a film",
+    "spreadsheets",
+    "camping",
+    "a houseplant",
+    "tides",
+    "buying a phone",
+    "a quarrel",
+    "bridges",
+    "tea",
+)
+
+
+def request(persona: str, description: str, topic: str) -> str:
+    """What the model is asked for."""
+    about = f" ({description.strip().rstrip('.')})" if description.strip() else ""
+    return (
+        f"Invent one example about {topic} that shows what it means to be {persona}{about}. Answer with a JSON object: "
+        f'"prompt" is what a user asks, "positive" is an answer that is clearly {persona}, and "negative" is an answer to the '
+        "same question that is clearly the opposite. One or two sentences each."
+    )
+
+
+def parse(text: str) -> dict[str, str] | str:
+    """The pair that a text holds, or in a few words why it holds none."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return "no JSON"
+    if not isinstance(found, Mapping) or set(found) != {"prompt", "positive", "negative"}:
+        return "other keys"
+    if not all(isinstance(value, str) and value.strip() for value in found.values()):
+        return "a blank text"
+    pair = {name: found[name].strip() for name in ("prompt", "positive", "negative")}
+    if len({" ".join(value.casefold().split()) for value in pair.values()}) < 3:
+        return "two equal texts"
+    return pair
+
+
+def generate_pairs(
+    session: Any,
+    persona_name: str,
+    persona_description: str,
+    num_pairs: int,
+    batch_size: int,
+    *,
+    model: str | None,
+    seed: int,
+    report: Report = silent,
+) -> dict[str, Any]:
+    """See `Steering.generate_pairs`."""
+    if not isinstance(persona_name, str) or not persona_name.strip():
+        raise expected("persona_name", persona_name, "a word or a phrase, such as 'honest'")
+    if not isinstance(persona_description, str):
+        raise expected("persona_description", persona_description, "a string")
+    for name, value in (("num_pairs", num_pairs), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise expected(name, value, "a whole number, at least 1")
+    pairs: list[dict[str, str]] = []
+    seen: set[str] = set()
+    dropped: collections.Counter[str] = collections.Counter()
+    asked = 0
+    while len(pairs) < num_pairs and asked < _ATTEMPTS * num_pairs:
+        turn = range(asked, asked + min(batch_size, _ATTEMPTS * num_pairs - asked))
+        asked += len(turn)
+        texts = session.generation.generate_batch(
+            [request(persona_name.strip(), persona_description, _TOPICS[index % len(_TOPICS)]) for index in turn],
+            max_tokens=_MAX_TOKENS,
+            sampling_method="top-p",
+            temperature=0.9,
+            top_p=0.95,
+            json_schema=SCHEMA,
+            chat=True,
+            seed=[(seed + index) % 2**32 for index in turn],
+            model=model,
+        )
+        for text in texts:
+            pair = parse(text)
+            if isinstance(pair, str):
+                dropped[pair] += 1
+                continue
+            key = " ".join(pair["prompt"].casefold().split())
+            if key in seen:
+                dropped["the prompt of another pair"] += 1
+                continue
+            seen.add(key)
+            pairs.append(pair)
+        report(min(len(pairs), num_pairs), num_pairs)
+    pairs = pairs[:num_pairs]
+    if not pairs:
+        raise MechanexError(
+            f"generate_pairs: none of {asked} generations was usable ({dict(dropped)}). Use a larger chat model, or describe "
+            "the persona more closely."
+        )
+    if len(pairs) < num_pairs:
+        warnings.warn(
+            f"generate_pairs: {len(pairs)} of {num_pairs} pairs after {asked} generations; dropped {dict(dropped)}.",
+            UserWarning,
+            stacklevel=3,
+        )
+    return {
+        "persona": persona_name.strip(),
+        "persona_description": persona_description,
+        "total_pairs": len(pairs),
+        "pairs": pairs,
+        "dropped": dict(dropped),
+    }

@@ -1,0 +1,109 @@
+"""The presets: vectors computed from contrastive pairs that ship with the package, once for each model."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mechanex_jax.checkpoints.progress import Report, silent
+from mechanex_jax.errors import expected
+from mechanex_jax.steering import methods
+from mechanex_jax.steering.examples import Data, examples, read_rows
+from mechanex_jax.steering.store import Store, write_whole
+from mechanex_jax.steering.vector import SteeringVector, VectorError
+
+_RECIPE = 1  # counted up when the same data is to give other vectors
+FOLDER = Path(__file__).resolve().parent / "presets"
+
+
+@dataclasses.dataclass(frozen=True)
+class Preset:
+    """Attributes:
+    name: as `steering_preset` takes it.
+    strength: where the caller gives none.
+    span: steered layers, as shares of the model's depth, the end not included.
+    """
+
+    name: str
+    strength: float = 1.0
+    span: tuple[float, float] = (1 / 2, 2 / 3)
+
+    def layers(self, depth: int) -> tuple[int, ...]:
+        first = min(math.floor(self.span[0] * depth), depth - 1)
+        return tuple(range(first, min(depth, max(first + 1, math.floor(self.span[1] * depth)))))
+
+    def data(self) -> Data:
+        """The pairs that it is computed from."""
+        return read_rows(FOLDER / f"{self.name}.jsonl", negatives=True)
+
+
+PRESETS = {
+    preset.name: preset
+    for preset in (
+        Preset("brevity"),
+        Preset("truthfulness"),
+        Preset("json_compliance"),
+        Preset("format_rigidity"),
+        Preset("refusal_strength"),
+        Preset("safety_style"),
+        Preset("domain_specific"),
+        Preset("tone_control"),
+    )
+}
+
+
+def find(name: Any) -> Preset:
+    """The preset of this name.
+
+    Raises:
+      ArgumentError: there is none; the message lists all.
+    """
+    found = PRESETS.get(name) if isinstance(name, str) else None
+    if found is None:
+        near = difflib.get_close_matches(str(name), PRESETS, n=1)
+        hint = f"Did you mean {near[0]!r}?" if near else ""
+        raise expected("steering_preset", name, f"one of {', '.join(PRESETS)}", hint)
+    return found
+
+
+def _spaced(data: Data) -> Data:
+    """For models without a chat template: the answer on a line of its own."""
+    return dataclasses.replace(data, prompts=tuple(f"{prompt}\n" for prompt in data.prompts))
+
+
+def vector(loaded: Any, preset: Preset, store: Store, *, report: Report = silent) -> SteeringVector:
+    """The preset's vector for a model, by CAA; kept in the store's folder, apart from the user's vectors.
+
+    Each of N layers adds an Nth of its difference of means: strength 1 moves activations by about one difference in all.
+    """
+    chat = loaded.tokenizer.chat_template is not None
+    data = preset.data() if chat else _spaced(preset.data())
+    layers, digest = preset.layers(loaded.model.spec.layers), data.digest(chat=chat)
+    key = hashlib.sha256(json.dumps([_RECIPE, loaded.fingerprint, digest, layers]).encode()).hexdigest()[:16]
+    path = store.folder / "presets" / f"{preset.name}-{key}.safetensors"
+    try:
+        return SteeringVector.from_bytes(path.read_bytes(), str(path))
+    except (FileNotFoundError, VectorError):  # not made yet, or spoiled: it can be made again
+        pass
+    made = methods.make("caa", loaded, examples(loaded, data, chat=chat), layers, report=report)
+    found = SteeringVector(
+        made.vectors / np.float32(len(layers)),
+        layers,
+        "resid_pre",
+        "caa",
+        loaded.name,
+        loaded.fingerprint,
+        digest,
+        name=preset.name,
+        metrics=made.metrics,
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, found.to_bytes(), replace=True)
+    return found

@@ -1,0 +1,149 @@
+"""Vectors on disk: a folder with one file each, which appears whole or not at all. Any number of processes may use it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from mechanex_jax.errors import Said, expected
+from mechanex_jax.paths import data_folder
+from mechanex_jax.steering.vector import SteeringVector, VectorError
+
+_ID = re.compile(r"sv_[0-9a-f]{8}")
+_SUFFIX, _TEMPORARY = ".safetensors", ".tmp-"
+_STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
+_SHOWN = 12
+
+
+def _sync(path: Path) -> None:
+    """Make a folder's entries survive a power cut."""
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes, *, replace: bool) -> bool:
+    """Write a file that others see whole or not at all, and that is on disk when this returns.
+
+    Args:
+      path: the file.
+      content: its bytes.
+      replace: whether a file that is there gives way.
+
+    Returns:
+      False, and nothing changed, if there was a file and it was not to be replaced.
+    """
+    temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, path)
+        else:
+            try:
+                os.link(temporary, path)  # unlike a rename, it fails where the name is taken
+            except FileExistsError:
+                return False
+        _sync(path.parent)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Store:
+    """Vectors by id, `sv_` and eight hexadecimal digits.
+
+    Args:
+      folder: where; None is `steering` in the user's data folder, looked up at each use.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None):
+        self._folder = Path(folder) if folder is not None else None
+
+    @property
+    def folder(self) -> Path:
+        return self._folder or data_folder() / "steering"
+
+    def ids(self) -> list[str]:
+        """All ids, sorted."""
+        found = self.folder.glob(f"sv_*{_SUFFIX}") if self.folder.is_dir() else ()
+        return sorted(path.stem for path in found if _ID.fullmatch(path.stem))
+
+    def add(self, vector: SteeringVector) -> str:
+        """Keep a vector; returns its new id."""
+        content = vector.to_bytes()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._sweep()
+        while True:
+            new = f"sv_{secrets.token_hex(4)}"
+            if write_whole(self.folder / f"{new}{_SUFFIX}", content, replace=False):
+                return new
+
+    def get(self, id: str) -> SteeringVector:
+        """The vector of an id.
+
+        Raises:
+          ArgumentError: there is none; the message lists those there are.
+          VectorError: its file is corrupt; it stays where it is.
+        """
+        path = self._path(id)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            raise self._unknown(id) from None
+        return SteeringVector.from_bytes(content, str(path))
+
+    def items(self) -> Iterator[tuple[str, SteeringVector]]:
+        """All vectors, oldest first. A corrupt file is warned of by name, and left alone."""
+        found = []
+        for id in self.ids():
+            try:
+                content = self._path(id).read_bytes()
+                found.append((id, SteeringVector.from_bytes(content, str(self._path(id)))))
+            except FileNotFoundError:  # deleted meanwhile
+                continue
+            except (VectorError, OSError) as error:
+                warnings.warn(str(error), UserWarning, stacklevel=2)
+        return iter(sorted(found, key=lambda item: (item[1].created, item[0])))
+
+    def delete(self, id: str) -> None:
+        """Remove a vector, corrupt or not.
+
+        Raises:
+          ArgumentError: there is none of this id.
+        """
+        try:
+            self._path(id).unlink()
+        except FileNotFoundError:
+            raise self._unknown(id) from None
+
+    def _path(self, id: str) -> Path:
+        # Checked in full: an id never reaches out of the folder.
+        if not isinstance(id, str) or not _ID.fullmatch(id):
+            raise self._unknown(id)
+        return self.folder / f"{id}{_SUFFIX}"
+
+    def _unknown(self, id: object) -> Exception:
+        ids = self.ids()
+        shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
+        known = f"the id of a stored vector: {shown}" if ids else f"the id of a stored vector; {self.folder} holds none"
+        return expected("steering_vector", id if ids else Said(repr(id)), known, "Make one with generate_vectors.")
+
+    def _sweep(self) -> None:
+        """Remove what writers left that were killed."""
+        for path in self.folder.glob(f"{_TEMPORARY}*"):
+            with contextlib.suppress(OSError):
+                if time.time() - path.stat().st_mtime > _STALE:
+                    path.unlink()

@@ -1,0 +1,99 @@
+"""What drafters propose, and how many tokens the host asks them for: against brute force and a simulated clock."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mechanex_jax.loops import Pace, prompt_lookup
+
+
+def continuation(tokens: list[int], steps: int, longest: int, shortest: int) -> list[int]:
+    """The oracle: what followed the latest occurrence of the longest suffix that occurs before."""
+    for size in range(min(longest, len(tokens) - 1), shortest - 1, -1):
+        for start in range(len(tokens) - size - 1, -1, -1):
+            if tokens[start : start + size] == tokens[-size:]:
+                text = list(tokens)
+                for _ in range(steps):  # an occurrence that reaches into the suffix repeats itself
+                    text.append(text[start + size + len(text) - len(tokens)])
+                return text[len(tokens) :]
+    return [-1] * steps
+
+
+@pytest.mark.parametrize(("longest", "shortest"), [(3, 1), (2, 2), (4, 2), (1, 1)])
+def test_prompt_lookup_proposes_what_brute_force_finds(longest, shortest):
+    rng = np.random.default_rng(longest)
+    drafter, found = prompt_lookup(longest, shortest), 0
+    for _ in range(60):
+        length = int(rng.integers(1, 20))
+        history = np.concatenate([rng.integers(0, 4, length), np.full(30 - length, rng.integers(0, 4))]).astype(np.int32)
+        wanted = continuation(history[:length].tolist(), 5, longest, shortest)
+        assert drafter._continuation(jnp.asarray(history), jnp.int32(length - 1), 5).tolist() == wanted
+        found += wanted[0] >= 0
+    assert found > 10
+
+
+def simulate(pace: Pace, costs, accept, rows: int = 1, tokens: int = 400) -> float:
+    """Seconds until every row has its tokens, at an acceptance rate accept(tokens so far) and seconds costs[steps] a round."""
+    rng = np.random.default_rng(0)
+    pace.begin()
+    done, seconds = np.zeros(rows), 0.0
+    while (done < tokens).any():
+        steps, rounds = pace.choose(int((done < tokens).sum()))
+        counts, spent, turns = np.zeros(4, int), 0.0, 0
+        for _ in range(rounds):
+            live = done < tokens
+            if not live.any():
+                break
+            turns, spent = turns + 1, spent + costs[steps] * rng.uniform(1.0, 1.05)
+            rates = [accept(n) for n in done]
+            for row in np.flatnonzero(live):
+                run = 0
+                while run < steps and rng.random() < rates[row]:
+                    run += 1
+                counts += [1, steps > 0, min(run + 1, steps), run]
+                done[row] += run + 1
+        seconds += spent
+        pace.record(steps, spent, turns, *counts.tolist())
+    return seconds
+
+
+SINGLE = {0: 1.0, 1: 1.3, 2: 1.4, 4: 1.5, 8: 1.9}  # seconds a round at batch 1 and 8, in plain steps
+BATCH = {0: 1.0, 1: 1.5, 2: 1.8, 4: 2.35, 8: 3.8}
+
+
+@pytest.mark.parametrize(("costs", "rows"), [(SINGLE, 1), (BATCH, 8)])
+@pytest.mark.parametrize("scale", [0.002, 0.03, 0.3])
+def test_drafts_that_are_refused_cost_a_tenth_at_most(costs, rows, scale):
+    costs = {steps: cost * scale for steps, cost in costs.items()}
+    for accept in (0.0, 0.1):
+        pace = Pace()
+        simulate(pace, costs, lambda n: accept, rows)  # noqa: B023
+        assert simulate(pace, costs, lambda n: accept, rows) < 400 * costs[0] / 0.9  # noqa: B023
+
+
+@pytest.mark.parametrize("accept", [0.6, 0.8, 0.95])
+@pytest.mark.parametrize(("costs", "rows"), [(SINGLE, 1), (BATCH, 8)])
+def test_the_speed_is_within_a_tenth_of_the_best_fixed_number(accept, costs, rows):
+    costs = {steps: cost * 0.03 for steps, cost in costs.items()}
+    best = min(simulate(Pace(steps, adaptive=False), costs, lambda n: accept, rows, 600) for steps in costs)
+    pace = Pace()
+    simulate(pace, costs, lambda n: accept, rows, 600)
+    assert simulate(pace, costs, lambda n: accept, rows, 600) < 1.1 * best
+
+
+def test_drafting_is_tried_again_when_the_text_changes():
+    costs = {steps: cost * 0.03 for steps, cost in SINGLE.items()}
+    half = simulate(Pace(), costs, lambda n: 0.0 if n < 200 else 0.95)
+    assert half < 0.85 * 400 * costs[0]
+
+
+def test_few_numbers_of_drafted_tokens_are_ever_used():
+    used = Pace(4)
+    for accept in (0.0, 0.5, 0.99):
+        simulate(used, {s: c * 0.03 for s, c in SINGLE.items()}, lambda n: accept)  # noqa: B023
+    assert set(used.costs) <= {0, 1, 2, 4, 8}
+    fixed = Pace(2, adaptive=False)
+    simulate(fixed, SINGLE, lambda n: 0.5)
+    assert set(fixed.costs) == {2}
