@@ -4,8 +4,8 @@
 
 Methods: vectors from the presets' pairs; the logit difference (mean log-probability per token, positive answers less negative
 ones) on held-out pairs, over strengths -2 to 2, with 95% intervals over answers. Presets: the metric of
-`benchmarks.steering_metrics` on greedy chat answers with the preset at its own strength against without, paired by prompt, with a
-95% bootstrap interval of the mean difference; and the loss on unrelated text against the unsteered one.
+`benchmarks.steering_metrics` on greedy chat answers with the preset at its own strength against without, paired by prompt, with
+a 95% bootstrap interval of the mean difference; and the loss on unrelated text against the unsteered one.
 """
 
 from __future__ import annotations
@@ -116,7 +116,8 @@ def presets(loaded, names, count: int, tokens: int) -> None:
         shown = "-" if lengths is None else f"{lengths[0]:.0f}, {lengths[1]:.0f}"
         print(
             f"{name} | {PRESETS[name].strength:g} | {before.mean():.3f} | {after.mean():.3f} | "
-            f"{(after - before).mean():+.3f} ({low:+.3f} to {high:+.3f}) | {low > 0} | {loss_added(loaded, name):+.1%} | {shown}"
+            f"{(after - before).mean():+.3f} ({low:+.3f} to {high:+.3f}) | {low > 0} | "
+            f"{loss_added(loaded, name):+.1%} | {shown}"
         )
 
 

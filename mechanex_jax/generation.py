@@ -245,8 +245,8 @@ class Generation:
           ads_subset_size: for "ads"; at most so many tokens are kept; None is 8.
           ads_beta: for "ads"; weight of diversity, between 0 and 1; None is 0.3.
           draft_model: a smaller model that proposes tokens, which the loaded one checks several at a time: the same texts,
-            sooner. A catalogue name, a path or a loaded alias. "default", as "speculative-decoding" without it, looks proposals up in the
-            prompt and the text so far.
+            sooner. A catalogue name, a path or a loaded alias. "default", as "speculative-decoding" without any, looks
+            proposals up in the prompt and the text so far.
           ensemble_models: for "ensemble-sampling"; further members, named like `draft_model`.
           best_of_n, adaptive_temperature, adaptive_temperature_schedule, adaptive_top_p, adaptive_top_p_schedule,
             confidence_triggered_regeneration, code_unit_tests, policy, policy_id: not served in this version; another value

@@ -61,7 +61,10 @@ def test_no_module_imports_upwards(path):
         assert not upwards, f"{path} imports {upwards}"
 
 
-@pytest.mark.parametrize("path", [p for p in modules() if p.parts[0] in ("constraints", "checkpoints")], ids=str)
+HOST = [p for p in modules() if p.parts[0] in ("constraints", "checkpoints") and p.name != "automaton.py"]
+
+
+@pytest.mark.parametrize("path", HOST, ids=str)
 def test_host_code_never_imports_jax(path):
     tree = ast.parse((ROOT / path).read_text())
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}

@@ -9,16 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from mechanex_jax import rows
-from mechanex_jax.architectures import Model, parameter_shapes
 from mechanex_jax.checkpoints.progress import Report, silent
 from mechanex_jax.steering.examples import Batch, Example, batches
+
+if TYPE_CHECKING:
+    from mechanex_jax.architectures import Model
 
 
 @partial(jax.jit, static_argnames=("site", "layers"))
@@ -88,6 +90,8 @@ def head(loaded: Any, batch: Batch, layer: int) -> jax.Array:
 
 def tail(model: Model, layer: int) -> Model:
     """The model from `layer` on, sharing its weights. What it embeds means nothing: put `Resume` first among its edits."""
+    from mechanex_jax.architectures import Model, parameter_shapes  # Flax takes half a second to import
+
     config = dataclasses.replace(model.static.config, layers=model.spec.layers - layer)
     static = dataclasses.replace(model.static, config=config)
     named = dict(zip(parameter_shapes(model.static), model.params, strict=True))
