@@ -68,7 +68,7 @@ def prepare(
         if int(token) >= spec.vocabulary:
             raise expected("logit_bias", token, f"token ids below {spec.vocabulary}")
     room = min(config.max_tokens, spec.context - len(tokens))
-    _check_draft(loaded, config, partners)
+    _check_partners(loaded, config, partners)
     steering, constraint = _steering(loaded, config, stored), _constraint(loaded, config, room)
     return Request(tuple(tokens), config, steering, constraint, tuple(partners), prompt)
 
@@ -79,18 +79,16 @@ def same_tokens(a: LoadedModel, b: LoadedModel) -> bool:
     return alike and a.model.spec.vocabulary == b.model.spec.vocabulary
 
 
-def _check_draft(loaded: LoadedModel, config: GenerationConfig, partners: Sequence[LoadedModel]) -> None:
-    if config.draft_model is None:
-        return
-    for draft in partners:
-        if not same_tokens(loaded, draft):
-            raise expected(
-                "draft_model", draft.name, f"a model with the tokenizer of {loaded.name}", "Leave it out for prompt lookup."
-            )
-        if draft.bytes > loaded.bytes:
-            warnings.warn(
-                f"draft_model: {draft.name} is larger than {loaded.name}, so this is slow.", UserWarning, stacklevel=3
-            )
+def _check_partners(loaded: LoadedModel, config: GenerationConfig, partners: Sequence[LoadedModel]) -> None:
+    """A draft or a member of an ensemble must spell its text as the loaded model does."""
+    if config.ensemble_models and not partners:
+        warnings.warn(f"ensemble_models: {loaded.name} is the one member, and decodes as without.", UserWarning, stacklevel=3)
+    argument = "draft_model" if config.draft_model is not None else "ensemble_models"
+    for partner in partners:
+        if not same_tokens(loaded, partner):
+            raise expected(argument, partner.name, f"a model with the tokenizer of {loaded.name}", "Choose another model.")
+        if config.draft_model is not None and partner.bytes > loaded.bytes:
+            warnings.warn(f"draft_model: {partner.name} is larger than {loaded.name}.", UserWarning, stacklevel=3)
 
 
 def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | None) -> Steering | None:
