@@ -52,7 +52,7 @@ def test_the_known_question_has_the_known_answer(smollm2_folder):
     assert asked.stdout == "The capital of France is Paris.\n"
 
 
-def test_every_option_reaches_generate(monkeypatch):
+def test_every_option_reaches_generate(monkeypatch, tmp_path):
     seen = {}
 
     class Session:
@@ -76,6 +76,11 @@ def test_every_option_reaches_generate(monkeypatch):
         "repetition_penalty": 1.1,
         "presence_penalty": 0.2,
         "frequency_penalty": 0.3,
+        "beam_width": 3,
+        "length_penalty": 0.5,
+        "steering_preset": "brevity",
+        "steering_vector": "sv_12345678",
+        "steering_strength": 1.5,
         "seed": 5,
         "model": "m",
         "dtype": "t",
@@ -86,7 +91,31 @@ def test_every_option_reaches_generate(monkeypatch):
         if name not in ("sampling_method", "chat", "stop"):
             words += [f"--{name.replace('_', '-')}", value]
     assert run("generate", "a", *words).stdout == "[red] and blue\n"
-    assert seen == {**wanted, "typical_p": None}
+    rest = {"typical_p": None, "json_schema": None, "regex_pattern": None, "grammar": None}
+    assert seen == {**wanted, **rest}
+    schema, grammar = tmp_path / "a.json", tmp_path / "a.gbnf"
+    schema.write_text('{"type": "integer"}')
+    grammar.write_text('root ::= "a"')
+    for option, given, name, value in (
+        ("--json-schema", schema, "json_schema", {"type": "integer"}),
+        ("--grammar", grammar, "grammar", 'root ::= "a"'),
+        ("--regex", "[ab]+", "regex_pattern", "[ab]+"),
+    ):
+        run("generate", "a", option, given)
+        assert seen[name] == value
+
+
+def test_constraint_check_reports_size_and_time_or_what_is_unsupported(tmp_path, smollm2_folder):
+    schema = tmp_path / "a.json"
+    schema.write_text('{"type": "array", "items": {"type": "integer"}, "minItems": 2}')
+    found = json.loads(run("constraint", "check", schema, "--json").stdout)
+    assert found["least_max_tokens"] == 5 and found["states"] > 3 and found["seconds_for_the_vocabulary"] > 0
+    assert "least max tokens" in run("constraint", "check", "--regex", "[0-9]{4}").stdout
+    schema.write_text('{"properties": {"a": {"type": "array", "uniqueItems": true}}}')
+    refused = run("constraint", "check", schema)
+    assert refused.exit_code == 2 and "uniqueItems" in refused.stderr and "/properties/a" in refused.stderr
+    schema.write_text("{")
+    assert "line 1" in run("constraint", "check", schema).stderr
 
 
 @pytest.mark.parametrize(

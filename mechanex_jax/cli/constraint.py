@@ -59,7 +59,7 @@ def check(
         **stats,
         "seconds to read it": round(seconds, 3),
         "seconds for the vocabulary": found.stats["seconds"],
-        "least max_tokens": found.minimum,
+        "least_max_tokens": found.minimum,
     }
     if as_json:
         print_json({name.replace(" ", "_"): value for name, value in report.items()})

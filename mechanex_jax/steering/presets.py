@@ -33,7 +33,7 @@ class Preset:
 
     name: str
     strength: float = 1.0
-    span: tuple[float, float] = (1 / 2, 2 / 3)
+    span: tuple[float, float] = (1 / 3, 1 / 2)
 
     def layers(self, depth: int) -> tuple[int, ...]:
         first = min(math.floor(self.span[0] * depth), depth - 1)
@@ -47,10 +47,10 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("brevity"),
-        Preset("truthfulness"),
-        Preset("json_compliance"),
-        Preset("format_rigidity"),
+        Preset("brevity", 1.35),
+        Preset("truthfulness", 2.0),
+        Preset("json_compliance", 0.55),
+        Preset("format_rigidity", 0.9),
         Preset("refusal_strength"),
         Preset("safety_style"),
         Preset("domain_specific"),
