@@ -25,7 +25,9 @@ check: lint types test
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/decode.py
-	$(BIN)/python benchmarks/samplers.py
+	$(BIN)/python -m benchmarks.samplers
+	$(BIN)/python -m benchmarks.constraints
+	$(BIN)/python benchmarks/steering.py
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

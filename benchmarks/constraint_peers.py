@@ -71,16 +71,17 @@ class _Tokens:
 class LLGuidance:
     """llguidance's masks; compact JSON, as ours."""
 
-    def __init__(self, target: Target):
+    def __init__(self, target: Target, text: str | None = None):
         self.words = -(-target.logits // 32)
-        self._tokenizer = llguidance.LLTokenizer(
-            llguidance.TokenizerWrapper(_Tokens(target)), n_vocab=target.logits, eos_token=list(target.eos_ids)
-        )
+        # Where bytes are forced it allows only their usual tokens: to decode it wants the real tokenizer, a tokenizer.json's text.
+        given = llguidance.TokenizerWrapper(_Tokens(target)) if text is None else text
+        self._tokenizer = llguidance.LLTokenizer(given, n_vocab=target.logits, eos_token=list(target.eos_ids))
 
     def compile(self, kind: str, source: Any) -> Any:
         matcher = llguidance.LLMatcher
         if kind == "json_schema":
-            grammar = matcher.grammar_from_json_schema(source, overrides={"whitespace_flexible": False})
+            compact = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+            grammar = matcher.grammar_from_json_schema(source, overrides=compact)
         else:
             grammar = matcher.grammar_from_regex(source) if kind == "regex" else matcher.grammar_from_lark(source)
         made = matcher(self._tokenizer, grammar, log_level=0)
@@ -102,7 +103,7 @@ class LLGuidance:
 class XGrammar:
     """XGrammar's masks; compact JSON, and open objects open, as ours."""
 
-    def __init__(self, target: Target):
+    def __init__(self, target: Target, text: str | None = None):
         vocabulary = target.vocabulary
         listed = [vocabulary.bytes_of(i) for i in range(vocabulary.size)]
         info = xgrammar.TokenizerInfo(listed, vocab_size=target.logits, stop_token_ids=list(target.eos_ids))
@@ -129,7 +130,7 @@ class XGrammar:
         matcher.fill_next_token_bitmask(torch.from_numpy(words))
 
 
-PEERS: dict[str, type] = {"llguidance": LLGuidance} | ({} if xgrammar is None else {"XGrammar": XGrammar})
+PEERS: dict[str, Any] = {"llguidance": LLGuidance} | ({} if xgrammar is None else {"XGrammar": XGrammar})
 
 
 class Asked:

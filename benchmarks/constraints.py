@@ -4,8 +4,8 @@
 
 Without a section's flag all sections run.
 
-- compile: from what a user writes to arrays on the device, each source once, nothing remembered of others like it, for vocabularies
-  of 49k (the default model's), 131k (Tekken) and 262k ids (the default model's with random pairs of tokens joined).
+- compile: from what a user writes to arrays on the device, each source once and with nothing remembered of others like it, for
+  49k ids (the default model's), 131k (Tekken) and 262k (the default model's with random pairs of tokens joined).
   The peers do less at this point: theirs is a parser, whose masks are worked out while decoding.
 - cache: a constraint that was compiled before.
 - loop: a decode step with and without a constraint, chunks of the two in turn; and mask and advance alone, without the model,
@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import os
 import statistics
 import sys
@@ -301,18 +300,24 @@ def loop_section(loaded: Any, options: argparse.Namespace) -> None:
 
 def callback_section(loaded: Any, options: argparse.Namespace) -> None:
     print(f"\ncallback, {options.steps} tokens a row; ratios to ours: median of chunks (quartiles)")
-    print("batch | rows     | masks by   | ours ms/step | theirs ms/step | ratio                | same tokens")
-    target = compiler.Target.of(loaded)
+    print(
+        "batch | rows     | masks by   | ours ms/step | theirs | ratio                | alone: ours ms | theirs | same tokens"
+    )
+    target, text = compiler.Target.of(loaded), (loaded.folder / "tokenizer.json").read_text("utf-8")
     for batch in options.batches:
         for mix in ("closed", "open"):
             sources = sources_of(mix, batch)
             ours = our_transform(loaded, sources)
             for name, make in PEERS.items():
-                mask = HostMask(np.arange(batch, dtype=np.int32), Asked(make(target), sources))
+                mask = HostMask(np.arange(batch, dtype=np.int32), Asked(make(target, text), sources))
                 spent, chosen = in_turn(loaded, batch, {"ours": (ours,), "theirs": (mask,)}, options)
                 steps = [median(spent[side]) for side in ("ours", "theirs")]
                 compared, same = ratio(spent["theirs"], spent["ours"]), np.mean(chosen["ours"] == chosen["theirs"])
-                print(f"{batch:5d} | {mix:8} | {name:10} | {steps[0]:12.2f} | {steps[1]:14.2f} | {compared:20} | {same:.1%}")
+                own = [alone(loaded, one, chosen[side], options.repeats) for one, side in ((ours, "ours"), (mask, "theirs"))]
+                print(
+                    f"{batch:5d} | {mix:8} | {name:10} | {steps[0]:12.2f} | {steps[1]:6.2f} | {compared:20} | "
+                    f"{own[0]:14.3f} | {own[1]:6.3f} | {same:.1%}"
+                )
 
 
 # host
@@ -358,7 +363,7 @@ def host_section(loaded: Any, options: argparse.Namespace) -> None:
             return mx.loops.result(loop.decode_chunk(program, carry, np.int32(new))).tokens[:, :new]
 
         for name, make in PEERS.items():
-            peer = make(compiler.Target.of(loaded))
+            peer = make(compiler.Target.of(loaded), (loaded.folder / "tokenizer.json").read_text("utf-8"))
             compiled = peer.compile("json_schema", source)
             same = np.mean(ours() == theirs(peer, compiled))
             pairs = [(seconds(ours), seconds(lambda: theirs(peer, compiled))) for _ in range(options.repeats)]  # noqa: B023
