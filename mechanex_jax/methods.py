@@ -13,6 +13,7 @@ from typing import Any
 
 from mechanex_jax.errors import expected
 
+_ONE_BY_ONE = "autoregressive"
 NO_SUBSET = {"subset_size": 0, "beta": 0.3, "top_k": 1}
 NEUTRAL = {"temperature": 1.0, "top_k": 2**31 - 1, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
 
@@ -23,7 +24,7 @@ class Method:
     name: as the user writes it.
     reads: arguments with default None that the method uses; any other such argument is refused.
     truncation: a row's validated arguments -> the fields of `transforms.truncation` that are not neutral.
-    loop: which of `mechanex_jax.runners` runs it; None while none does.
+    loop: which of `mechanex_jax.runners` runs it.
     source: where the method comes from.
     constrained: it needs a constraint.
     subset: likewise the fields of `transforms.determinantal`.
@@ -32,7 +33,7 @@ class Method:
     name: str
     reads: frozenset[str] = frozenset()
     truncation: Callable[[Any], dict[str, float]] = lambda row: {}
-    loop: str | None = None
+    loop: str = _ONE_BY_ONE
     source: str = ""
     constrained: bool = False
     subset: Callable[[Any], dict[str, float]] = lambda row: {}
@@ -65,7 +66,6 @@ def _subset(row: Any) -> dict[str, float]:
 
 _ADS = frozenset({"ads_subset_size", "ads_beta", "draft_model"})
 _DRAFT = frozenset({"draft_model"})
-_ONE_BY_ONE = "autoregressive"
 METHODS = {
     method.name: method
     for method in (

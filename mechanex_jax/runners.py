@@ -91,7 +91,7 @@ def _beam(batch: Batch) -> list[Completion]:
     return [best(row) for row in range(len(configs))]
 
 
-def _speculate(batch: Batch) -> Iterator[loops.SpeculativeCarry]:
+def _speculate(batch: Batch) -> Iterator[Any]:
     """Carries, the last one finished. Without a draft model, prompt lookup. Noise is shared: the tokens are the plain ones."""
     config, partners = batch.requests[0].config, batch.requests[0].partners
     drafter = loops.model_drafter(partners[0].model, shared_noise=True) if partners else loops.prompt_lookup()

@@ -23,7 +23,7 @@ def _option(annotation: Any, name: str, help: str, panel: str, *flags: str, **mo
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[annotation, option])
 
 
-_SERVED = ", ".join(method.name for method in METHODS.values() if method.loop)
+_SERVED = ", ".join(METHODS)
 _WHAT, _HOW, _LESS, _MUST, _STEER, _WHERE = "Text", "Sampling", "Penalties", "Constraints", "Steering", "Model"
 # The options that `generate` and `batch` share, by the names that the library gives them.
 ARGUMENTS = (

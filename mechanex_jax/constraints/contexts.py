@@ -74,7 +74,7 @@ class Contexts:
         key = number, column
         if key not in self._after:
             members = self.members[number]
-            self._after[key] = number if self.next is None else self._number(self.next[members, column].any(axis=0))
+            self._after[key] = number if self.next is None else self._number(np.any(self.next[members, column], axis=0))
         return self._after[key]
 
     def _number(self, members: np.ndarray) -> int:
