@@ -20,9 +20,11 @@ from mechanex_jax.constraints.compiler import Target
 from mechanex_jax.constraints.vocabulary import Vocabulary
 
 try:
-    import xgrammar
+    import xgrammar as _xgrammar
 except ImportError:
-    xgrammar = None
+    _xgrammar = None
+
+xgrammar: Any = _xgrammar
 
 
 def tekken() -> Vocabulary:
@@ -73,14 +75,14 @@ class LLGuidance:
 
     def __init__(self, target: Target, text: str | None = None):
         self.words = -(-target.logits // 32)
-        # Where bytes are forced it allows only their usual tokens: to decode it wants the real tokenizer, a tokenizer.json's text.
+        # Of the tokens that spell forced bytes it allows the usual ones alone: in the loop it wants the text of tokenizer.json.
         given = llguidance.TokenizerWrapper(_Tokens(target)) if text is None else text
         self._tokenizer = llguidance.LLTokenizer(given, n_vocab=target.logits, eos_token=list(target.eos_ids))
 
     def compile(self, kind: str, source: Any) -> Any:
         matcher = llguidance.LLMatcher
         if kind == "json_schema":
-            compact = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
+            compact: Any = {"whitespace_flexible": False, "item_separator": ",", "key_separator": ":"}
             grammar = matcher.grammar_from_json_schema(source, overrides=compact)
         else:
             grammar = matcher.grammar_from_regex(source) if kind == "regex" else matcher.grammar_from_lark(source)
