@@ -22,6 +22,13 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _drop_programs():
+    """Every compiled program holds dozens of memory mappings, of which a process may have 65,530."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def smollm2_folder():
     """The converted default model; fetched on a machine's first run."""
