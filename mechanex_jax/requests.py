@@ -83,6 +83,10 @@ def _check_partners(loaded: LoadedModel, config: GenerationConfig, partners: Seq
     """A draft or a member of an ensemble must spell its text as the loaded model does."""
     if config.ensemble_models and not partners:
         warnings.warn(f"ensemble_models: {loaded.name} is the one member, and decodes as without.", UserWarning, stacklevel=3)
+    weights = config.ensemble_weights
+    if weights is not None and len(weights) != 1 + len(partners):
+        members = ", ".join([loaded.name, *(partner.name for partner in partners)])
+        raise expected("ensemble_weights", list(weights), f"one number for each of the distinct members {members}")
     argument = "draft_model" if config.draft_model is not None else "ensemble_models"
     for partner in partners:
         if not same_tokens(loaded, partner):

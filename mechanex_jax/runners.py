@@ -101,8 +101,8 @@ def _speculate(batch: Batch) -> Iterator[Any]:
     pace = batch.loaded.paces.setdefault(kind, loops.Pace(config.speculative_steps))
     with jax.default_device(batch.loaded.device):
         program, carry = loops.speculative_start(drafter=drafter, **arguments)
-        yield carry
-        yield from loops.speculative_advance(program, carry, pace)
+    yield carry
+    yield from loops.speculative_advance(program, carry, pace)
 
 
 def _speculative(batch: Batch) -> list[Completion]:
