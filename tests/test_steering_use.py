@@ -173,13 +173,13 @@ def test_an_unknown_preset_lists_the_eight(steering):
 def test_a_preset_is_computed_once_and_kept_apart(steering, monkeypatch):
     first = steering.preset("tone_control")
     (path,) = (steering.store.folder / "presets").iterdir()
-    assert steering.list() == [] and first.additions["resid_pre"].keys() == {2}
+    assert steering.list() == [] and first.additions["resid_pre"].keys() == {1}
     monkeypatch.setattr(presets.methods, "make", None)  # a second computation would fail
     half = steering.preset("tone_control", 0.5)
-    np.testing.assert_allclose(half.additions["resid_pre"][2], 0.5 * first.additions["resid_pre"][2], rtol=1e-6)
+    np.testing.assert_allclose(half.additions["resid_pre"][1], 0.5 * first.additions["resid_pre"][1], rtol=1e-6)
     monkeypatch.undo()
     path.write_bytes(path.read_bytes()[:-9])
-    np.testing.assert_array_equal(steering.preset("tone_control").additions["resid_pre"][2], first.additions["resid_pre"][2])
+    np.testing.assert_array_equal(steering.preset("tone_control").additions["resid_pre"][1], first.additions["resid_pre"][1])
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -238,7 +238,7 @@ def command(monkeypatch, tmp_path):
     def run(*arguments, code=0):
         result = CliRunner().invoke(cli.app, ["steer", *map(str, arguments)])
         assert result.exit_code == code, result.output
-        return result.exception if code else result.stdout
+        return result.stderr if code else result.stdout
 
     return run
 
@@ -263,9 +263,9 @@ def test_the_commands_make_list_show_try_plot_and_delete(command, folder, tmp_pa
 def test_the_commands_refuse_before_a_model_is_loaded(command, tmp_path):
     source = tmp_path / "data.jsonl"
     source.write_text('{"prompt": "a"}')
-    assert "line 1" in str(command("make", source, "--model", "absent", code=1))
+    assert "line 1" in str(command("make", source, "--model", "absent", code=2))
     source.write_text('{"prompt": "a", "positive": "b"}')
-    assert "negative" in str(command("make", source, "--method", "caa", "--model", "absent", code=1))
-    assert "holds none" in str(command("try", "sv_00000000", "text", code=1))
-    assert "such as -2,0,2" in str(command("try", "sv_00000000", "text", "--strength", "a", code=1))
-    assert "10-14" in str(command("make", source, "--layers", "-3", code=1))
+    assert "negative" in str(command("make", source, "--method", "caa", "--model", "absent", code=2))
+    assert "holds none" in str(command("try", "sv_00000000", "text", code=2))
+    assert "such as -2,0,2" in str(command("try", "sv_00000000", "text", "--strength", "a", code=2))
+    assert "10-14" in str(command("make", source, "--layers", "-3", code=2))
