@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from mechanex_jax import rows, transforms
 from mechanex_jax.config import GenerationConfig
 from mechanex_jax.constraints.automaton import arena
 from mechanex_jax.loading import LoadedModel
-from mechanex_jax.loops import FinishReason, stop_table
+from mechanex_jax.loops import DecodeResult, FinishReason, stop_table
 from mechanex_jax.loops.autoregressive import bucket
 from mechanex_jax.methods import NEUTRAL, NO_SUBSET
 from mechanex_jax.text import Detokenizer
@@ -30,7 +30,6 @@ class Request:
       steering: an `edits.Steering`, strengths applied, or None.
       constraint: tables for this model's vocabulary, or None.
       partners: other models that the row asks for: its draft, or the further members of its ensemble.
-      prompt: what was tokenised.
     """
 
     tokens: tuple[int, ...]
@@ -38,7 +37,6 @@ class Request:
     steering: Any = None
     constraint: Any = None
     partners: tuple[LoadedModel, ...] = ()
-    prompt: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +143,13 @@ class Batch:
         ids = tuple(tokens.tolist())
         text = self.detokenizer(row).push(ids, last=True)
         return Completion(text, ids, tuple(logprobs.tolist()), FinishReason(reason).name.lower(), trace or {})
+
+    def completions(self, found: DecodeResult, trace: Callable[[int], Any] = lambda row: None) -> list[Completion]:
+        """What a loop returned, the padding rows left out."""
+        return [
+            self.completion(row, found.tokens[row, :n], found.logprobs[row, :n], found.finish_reason[row], trace(row))
+            for row, n in enumerate(found.lengths[: len(self.requests)])
+        ]
 
     def detokenizer(self, row: int) -> Detokenizer:
         return Detokenizer(self.loaded.tokenizer.vocabulary.bytes_of, self.requests[row].config.stops)

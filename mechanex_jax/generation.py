@@ -19,7 +19,7 @@ from mechanex_jax.edits import check, compose
 from mechanex_jax.engine import MICRO_BATCH, row_keys, run
 from mechanex_jax.engine import stream as stream_pieces
 from mechanex_jax.errors import Said, expected
-from mechanex_jax.requests import Stored, prepare
+from mechanex_jax.requests import Once, Stored, prepare
 from mechanex_jax.transforms import chain
 
 P = ParamSpec("P")
@@ -140,7 +140,7 @@ class Generation:
         options["edits"] = compose(options["edits"])
         loaded = self.session.local_model(model)
         check(options["edits"], loaded.model.spec.layers, loaded.model.spec.width)
-        stored, partners = self.session.steering, self._partners(loaded, configs)
+        stored, partners = Once(self.session.steering), self._partners(loaded, configs)
         rows = zip(prompts, configs, names, partners, strict=True)
         requests = [prepare(loaded, prompt, config, name, stored, others) for prompt, config, name, others in rows]
         return _Call(loaded, requests, seeds, options, details)

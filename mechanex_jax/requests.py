@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -24,6 +25,13 @@ class Stored(Protocol):
     def preset(self, name: str, strength: float, model: LoadedModel) -> Steering:
         """A preset, at its own strength where 0 is asked for."""
         ...
+
+
+class Once:
+    """`Stored` for one call: each vector and preset is read once, however many rows ask for it."""
+
+    def __init__(self, stored: Stored):
+        self.resolve, self.preset = functools.cache(stored.resolve), functools.cache(stored.preset)
 
 
 def prepare(
@@ -70,7 +78,7 @@ def prepare(
     room = min(config.max_tokens, spec.context - len(tokens))
     _check_partners(loaded, config, partners)
     steering, constraint = _steering(loaded, config, stored), _constraint(loaded, config, room)
-    return Request(tuple(tokens), config, steering, constraint, tuple(partners), prompt)
+    return Request(tuple(tokens), config, steering, constraint, tuple(partners))
 
 
 def same_tokens(a: LoadedModel, b: LoadedModel) -> bool:

@@ -36,11 +36,7 @@ class Runner:
 
 def _autoregressive(batch: Batch) -> list[Completion]:
     with jax.default_device(batch.loaded.device):
-        found = loops.result(loops.finish(*loops.start(**batch.arguments())))
-    return [
-        batch.completion(row, found.tokens[row, :n], found.logprobs[row, :n], found.finish_reason[row])
-        for row, n in enumerate(found.lengths[: len(batch.requests)])
-    ]
+        return batch.completions(loops.result(loops.finish(*loops.start(**batch.arguments()))))
 
 
 def _stream_autoregressive(runner: Runner, batch: Batch) -> Iterator[str]:
@@ -118,10 +114,7 @@ def _speculative(batch: Batch) -> list[Completion]:
             "tokens_per_round": float(stats.tokens_per_round[row]),
         }
 
-    return [
-        batch.completion(row, found.tokens[row, :n], found.logprobs[row, :n], found.finish_reason[row], trace(row))
-        for row, n in enumerate(found.lengths[: len(batch.requests)])
-    ]
+    return batch.completions(found, trace)
 
 
 def _stream_speculative(runner: Runner, batch: Batch) -> Iterator[str]:
@@ -142,10 +135,7 @@ def _ensemble(batch: Batch) -> list[Completion]:
             member_edits=own,
         )
     trace = {"members": [batch.loaded.name, *(partner.name for partner in partners)], "voting": config.voting}
-    return [
-        batch.completion(row, found.tokens[row, :n], found.logprobs[row, :n], found.finish_reason[row], trace)
-        for row, n in enumerate(found.lengths[: len(batch.requests)])
-    ]
+    return batch.completions(found, lambda row: trace)
 
 
 RUNNERS: dict[str, Runner] = {
