@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mechanex_jax.checks import Check, flag, integer, number, text
 from mechanex_jax.errors import NotLocalError, Said, expected
 from mechanex_jax.methods import METHODS, Method, method
 
@@ -155,34 +156,6 @@ _NOT_YET = (
 )
 
 
-def _integer(least: int) -> Callable[[str, Any], None]:
-    def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
-            raise expected(name, value, f"a whole number, at least {least}")
-
-    return check
-
-
-def _number(
-    low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
-) -> Callable[[str, Any], None]:
-    """A finite number between `low` and `high`, both included but for `open_low` and `open_high`."""
-
-    def check(name: str, value: Any) -> None:
-        try:
-            number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
-        except OverflowError:
-            number = math.nan
-        above = low < number if open_low else low <= number
-        below = number < high if open_high else number <= high
-        if not (math.isfinite(number) and above and below):
-            span = f"above {low:g}" if open_low else f"{low:g} or more" if math.isfinite(low) else ""
-            ends = [span, ("" if math.isinf(high) else f"below {high:g}" if open_high else f"at most {high:g}")]
-            raise expected(name, value, ", ".join(["a finite number", *filter(None, ends)]))
-
-    return check
-
-
 def _stop(name: str, value: Any) -> None:
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) and s for s in strings):
@@ -196,11 +169,6 @@ def _bias(name: str, value: Any) -> None:
         whole = isinstance(token, numbers.Integral) or (isinstance(token, str) and token.isdigit())
         if not whole or not isinstance(bias, numbers.Real) or math.isnan(bias) or bias == math.inf:
             raise expected(name, {str(token): bias}, "token ids mapped to finite numbers, or -inf for never")
-
-
-def _text(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise expected(name, value, "a string")
 
 
 def _schema(name: str, value: Any) -> None:
@@ -225,7 +193,7 @@ def _weights(name: str, value: Any) -> None:
     if not isinstance(value, (list, tuple)) or not value:
         raise expected(name, value, "a list of numbers, one for each member")
     for weight in value:
-        _number(0.0)(name, weight)
+        number(0.0)(name, weight)
     if not any(value):
         raise expected(name, list(value), "a weight above 0")
 
@@ -245,54 +213,43 @@ def _early(name: str, value: Any) -> None:
         raise expected(name, value, 'True, False or "never"')
 
 
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise expected(name, value, "True or False")
-
-
-_CHECKS: dict[str, Callable[[str, Any], None]] = {
-    "max_tokens": _integer(1),
-    "min_tokens": _integer(0),
-    "temperature": _number(0.0),
-    "top_k": _integer(1),
-    "top_p": _number(0.0, 1.0, open_low=True),
-    "min_p": _number(0.0, 1.0),
-    "typical_p": _number(0.0, 1.0, open_low=True),
-    "ads_subset_size": _integer(1),
-    "ads_beta": _number(0.0, 1.0, open_low=True, open_high=True),
-    "steering_strength": _number(-math.inf),
-    "confidence_threshold": _number(0.0, 1.0),
-    "best_of_n": _integer(1),
+_CHECKS: dict[str, Check] = {
+    "max_tokens": integer(1),
+    "min_tokens": integer(0),
+    "temperature": number(0.0),
+    "top_k": integer(1),
+    "top_p": number(0.0, 1.0, open_low=True),
+    "min_p": number(0.0, 1.0),
+    "typical_p": number(0.0, 1.0, open_low=True),
+    "ads_subset_size": integer(1),
+    "ads_beta": number(0.0, 1.0, open_low=True, open_high=True),
+    "steering_strength": number(-math.inf),
+    "confidence_threshold": number(0.0, 1.0),
+    "best_of_n": integer(1),
     "stop": _stop,
-    "chat": _flag,
-    "include_trace": _flag,
-    "adaptive_temperature": _flag,
-    "adaptive_top_p": _flag,
-    "confidence_triggered_regeneration": _flag,
-    "repetition_penalty": _number(0.0, open_low=True),
-    "presence_penalty": _number(-math.inf),
-    "frequency_penalty": _number(-math.inf),
+    "chat": flag,
+    "include_trace": flag,
+    "adaptive_temperature": flag,
+    "adaptive_top_p": flag,
+    "confidence_triggered_regeneration": flag,
+    "repetition_penalty": number(0.0, open_low=True),
+    "presence_penalty": number(-math.inf),
+    "frequency_penalty": number(-math.inf),
     "logit_bias": _bias,
     "json_schema": _schema,
-    "regex_pattern": _text,
-    "grammar": _text,
+    "regex_pattern": text,
+    "grammar": text,
     "constraint": _compiled,
-    "draft_model": _text,
+    "draft_model": text,
     "ensemble_models": _members,
     "ensemble_weights": _weights,
     "voting": _vote,
     "speculative_steps": _drafted,
-    "json_whitespace": _flag,
-    "beam_width": _integer(1),
-    "length_penalty": _number(-math.inf),
+    "json_whitespace": flag,
+    "beam_width": integer(1),
+    "length_penalty": number(-math.inf),
     "early_stopping": _early,
 }
-
-
-def check_seed(value: Any) -> None:
-    """Raises ArgumentError unless `value` is a seed, or None."""
-    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32):
-        raise expected("seed", value, "a whole number from 0 to 4294967295, or None for a fresh one")
 
 
 # Arguments that are lists for one row already: in a batch, a list of lists (or of None) gives every row its own.

@@ -14,7 +14,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_check
 
 from mechanex_jax.batch import Completion, Request
 from mechanex_jax.checkpoints.progress import bar as progress_bar
-from mechanex_jax.config import LIST_TYPED, GenerationConfig, check_seed, per_row
+from mechanex_jax.checks import check_seed
+from mechanex_jax.config import LIST_TYPED, GenerationConfig, per_row
 from mechanex_jax.edits import check, compose
 from mechanex_jax.engine import MICRO_BATCH, row_keys, run
 from mechanex_jax.engine import stream as stream_pieces

@@ -23,7 +23,8 @@ from mechanex_jax.batch import Completion
 from mechanex_jax.checkpoints import default_name
 from mechanex_jax.checkpoints.catalogue import find
 from mechanex_jax.checkpoints.progress import Report, silent
-from mechanex_jax.config import LIST_TYPED, GenerationConfig, check_seed
+from mechanex_jax.checks import check_seed
+from mechanex_jax.config import LIST_TYPED, GenerationConfig
 from mechanex_jax.engine import MICRO_BATCH
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
 from mechanex_jax.joboutput import Output

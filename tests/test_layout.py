@@ -17,7 +17,7 @@ ROOT = Path(mechanex_jax.__file__).parent
 # From the bottom up; a module may import its own layer and those below.
 LAYERS = [
     {"errors"},
-    {"types", "paths"},
+    {"types", "paths", "files", "checks"},
     {"rows"},
     {"edits", "transforms"},
     {"constraints", "architectures", "text"},
@@ -28,6 +28,7 @@ LAYERS = [
     {"engine"},
     {"generation"},
     {"steering"},
+    {"policy"},
     {"runtime"},
     {"joboutput"},
     {"jobs"},

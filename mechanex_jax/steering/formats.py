@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mechanex_jax.errors import ArgumentError, Said, expected
-from mechanex_jax.steering.store import write_whole
+from mechanex_jax.files import write_whole
 from mechanex_jax.steering.vector import SteeringVector, VectorError, layer_key, metadata
 
 _SITE = "mechanex_jax.site"

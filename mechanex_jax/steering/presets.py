@@ -14,9 +14,10 @@ import numpy as np
 
 from mechanex_jax.checkpoints.progress import Report, silent
 from mechanex_jax.errors import expected
+from mechanex_jax.files import write_whole
 from mechanex_jax.steering import methods
 from mechanex_jax.steering.examples import Data, examples, read_rows
-from mechanex_jax.steering.store import Store, write_whole
+from mechanex_jax.steering.store import Store
 from mechanex_jax.steering.vector import SteeringVector, VectorError
 
 _RECIPE = 1  # counted up when the same data is to give other vectors

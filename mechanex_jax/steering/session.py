@@ -12,7 +12,7 @@ import numpy as np
 
 from mechanex_jax import edits
 from mechanex_jax.checkpoints.progress import bar as progress_bar
-from mechanex_jax.config import check_seed
+from mechanex_jax.checks import check_seed
 from mechanex_jax.errors import NotLocalError, expected
 from mechanex_jax.steering import evaluation, formats, methods, presets
 from mechanex_jax.steering import examples as data

@@ -2,64 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 import secrets
-import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 from mechanex_jax.errors import Said, expected
+from mechanex_jax.files import sweep, write_whole
 from mechanex_jax.paths import data_folder
 from mechanex_jax.steering.vector import SteeringVector, VectorError
 
 _ID = re.compile(r"sv_[0-9a-f]{8}")
-_SUFFIX, _TEMPORARY = ".safetensors", ".tmp-"
-_STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
+_SUFFIX = ".safetensors"
 _SHOWN = 12
-
-
-def _sync(path: Path) -> None:
-    """Make a folder's entries survive a power cut."""
-    if os.name == "nt":  # Windows cannot open a folder
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_whole(path: Path, content: bytes, *, replace: bool) -> bool:
-    """Write a file that others see whole or not at all, and that is on disk when this returns.
-
-    Args:
-      path: the file.
-      content: its bytes.
-      replace: whether a file that is there gives way.
-
-    Returns:
-      False, and nothing changed, if there was a file and it was not to be replaced.
-    """
-    temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        if replace:
-            os.replace(temporary, path)
-        else:
-            try:
-                os.link(temporary, path)  # unlike a rename, it fails where the name is taken
-            except FileExistsError:
-                return False
-        _sync(path.parent)
-        return True
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 class Store:
@@ -85,7 +42,7 @@ class Store:
         """Keep a vector; returns its new id."""
         content = vector.to_bytes()
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._sweep()
+        sweep(self.folder)
         while True:
             new = f"sv_{secrets.token_hex(4)}"
             if write_whole(self.folder / f"{new}{_SUFFIX}", content, replace=False):
@@ -140,10 +97,3 @@ class Store:
         shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
         known = f"the id of a stored vector: {shown}" if ids else f"the id of a stored vector; {self.folder} holds none"
         return expected("steering_vector", id if ids else Said(repr(id)), known, "Make one with generate_vectors.")
-
-    def _sweep(self) -> None:
-        """Remove what writers left that were killed."""
-        for path in self.folder.glob(f"{_TEMPORARY}*"):
-            with contextlib.suppress(OSError):
-                if time.time() - path.stat().st_mtime > _STALE:
-                    path.unlink()

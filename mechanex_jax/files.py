@@ -1,0 +1,61 @@
+"""Files that appear whole or not at all, whoever else writes and whenever a process dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import time
+from pathlib import Path
+
+_TEMPORARY = ".tmp-"
+_STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
+
+
+def _sync(path: Path) -> None:
+    """Make a folder's entries survive a power cut."""
+    if os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes, *, replace: bool) -> bool:
+    """Write a file that others see whole or not at all, and that is on disk when this returns.
+
+    Args:
+      path: the file.
+      content: its bytes.
+      replace: whether a file that is there gives way.
+
+    Returns:
+      False, and nothing changed, if there was a file and it was not to be replaced.
+    """
+    temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        if replace:
+            os.replace(temporary, path)
+        else:
+            try:
+                os.link(temporary, path)  # unlike a rename, it fails where the name is taken
+            except FileExistsError:
+                return False
+        _sync(path.parent)
+        return True
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what writers left in a folder that were killed."""
+    for path in folder.glob(f"{_TEMPORARY}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > _STALE:
+                path.unlink()

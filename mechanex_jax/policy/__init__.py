@@ -1,0 +1,1 @@
+"""`mx.policy`: candidates, verifiers, retries, schedules and tuning around generation."""
