@@ -15,7 +15,7 @@ from mechanex_jax.config import GenerationConfig
 from mechanex_jax.constraints.automaton import arena
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.loops import DecodeResult, FinishReason, stop_table
-from mechanex_jax.loops.autoregressive import bucket
+from mechanex_jax.loops.prefill import bucket
 from mechanex_jax.methods import NEUTRAL, NO_SUBSET
 from mechanex_jax.text import Detokenizer
 

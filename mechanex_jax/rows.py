@@ -134,6 +134,18 @@ def row_axes(tree: T) -> T:
     return _map(tree, lambda name, value, kind: 0, lambda leaf: None)
 
 
+def row_leaves(tree: Any) -> list[Any]:
+    """The values of all row fields, shared ones left out."""
+    found: list[Any] = []
+
+    def on_row(name: str, value: Any, kind: _Row) -> Any:
+        found.append(value)
+        return value
+
+    _map(tree, on_row, lambda leaf: leaf)
+    return found
+
+
 def take_rows(tree: T, indices: Sequence[int], batch: int) -> T:
     """Rows `indices` of a tree for `batch` rows that has not been broadcast: single values stay single.
 

@@ -10,7 +10,8 @@ from scipy import stats
 from toys import log_softmax, toy, toy_logits
 
 import mechanex_jax as mx
-from mechanex_jax.loops import FinishReason, autoregressive, decode, stop_table
+from mechanex_jax import rows
+from mechanex_jax.loops import FinishReason, autoregressive, decode, prefill, stop_table
 from mechanex_jax.transforms import Step
 
 MODEL = toy()
@@ -245,11 +246,36 @@ def test_a_new_prompt_bucket_compiles_its_prefill_and_nothing_else(compilations)
     program, carry = autoregressive.start(MODEL, PROMPTS, LENGTHS, GREEDY, key=KEY, max_new_tokens=9)
     autoregressive.decode_chunk(program, carry, np.int32(9))
 
+    prompts = np.ones((4, 90), np.int32) * np.arange(1, 5, dtype=np.int32)[:, None]
+
     def longer():
-        program, carry = autoregressive.start(MODEL, np.ones((4, 90), np.int32), [90] * 4, GREEDY, key=KEY, max_new_tokens=9)
+        program, carry = autoregressive.start(MODEL, prompts, [90] * 4, GREEDY, key=KEY, max_new_tokens=9)
         jax.block_until_ready(autoregressive.decode_chunk(program, carry, np.int32(9)))
 
     assert compilations(longer) == 1
+
+
+def test_rows_of_one_prompt_are_prefilled_once_and_decode_as_if_alone(monkeypatch):
+    sources, widths, extend = [0, 0, 2, 0, 2, 0, 0, 2], [], prefill._extend
+    monkeypatch.setattr(prefill, "_extend", lambda *given: (widths.append(given[3].shape), extend(*given))[1])
+    keys = jax.random.split(KEY, 8)
+    together = run(SAMPLED, PROMPTS[sources], LENGTHS[sources], key=keys)
+    assert widths == [(2, 16)]
+    for row, source in enumerate(sources):
+        length = LENGTHS[source]
+        alone = run(SAMPLED, PROMPTS[source : source + 1, :length], [length], key=keys[row : row + 1])
+        np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
+
+
+def test_rows_share_a_prompt_only_under_the_same_edits_and_where_that_halves_the_rows():
+    strengths = [0.5, 0.5, 1, 0.5, 1, 0.5, 1, 1]
+    edits = rows.broadcast_rows(mx.edits.compose(mx.edits.add(np.ones(6), 0, strength=strengths)), 8)
+    history, lengths = np.ones((8, 16), np.int32), np.full(8, 9)
+    first, source = prefill._distinct(history, lengths, edits)
+    assert first.tolist() == [0, 2] and source.tolist() == [0, 0, 1, 0, 1, 0, 1, 1]
+    for other in (np.arange(8), [9, 9, 1, 2, 3, 9, 9, 4]):  # five kinds are padded to eight: nothing saved
+        first, source = prefill._distinct(history, np.asarray(other), None)
+        assert first.tolist() == source.tolist() == list(range(8))
 
 
 @pytest.mark.parametrize(

@@ -21,15 +21,13 @@ from jaxtyping import Float32, Int32
 from mechanex_jax import rows
 from mechanex_jax.edits import check, compose
 from mechanex_jax.errors import expected
+from mechanex_jax.loops.prefill import bucket, prefill, prefill_positions, wait
 from mechanex_jax.loops.stops import HIT, IDLE, StopTable
 from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_rows
 from mechanex_jax.transforms.draw import draw_rows
 
-PREFILL_CHUNK = 512
-SMALLEST_PREFILL = 16
 SMALLEST_CAPACITY = 256  # what is allocated but not used costs memory only, so short texts may share one program
 _SECONDS_PER_CHUNK = 0.25  # how long Ctrl-C may have to wait
-_POLL_SECONDS = 5e-4
 _EOS_SLOTS = 8
 
 
@@ -101,22 +99,23 @@ class Program(NamedTuple):
     stops: StopTable | None
 
 
-def bucket(size: int, smallest: int) -> int:
-    """The next power of two, at least `smallest`."""
-    return max(smallest, 1 << max(size - 1, 0).bit_length())
-
-
 # Unused weights are kept as inputs, so that the carry is committed to their device from the start: else a prompt of one token,
 # which needs no prefill, would compile the loop a second time for its second chunk.
-@partial(jax.jit, keep_unused=True)
+@partial(jax.jit, keep_unused=True, donate_argnames="cache")
 def _begin(
-    program: Program, history: jax.Array, lengths: jax.Array, max_new: jax.Array, key: jax.Array, eos_ids: jax.Array
+    program: Program,
+    cache: Any,
+    history: jax.Array,
+    lengths: jax.Array,
+    max_new: jax.Array,
+    key: jax.Array,
+    eos_ids: jax.Array,
 ) -> Carry:
-    """The carry before anything is prefilled. One program, so that a cold start does not compile dozens of small ones."""
+    """The carry after prefill. One program, so that a cold start does not compile dozens of small ones."""
     batch, capacity = history.shape
     keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     return Carry(
-        cache=program.model.init_cache(batch, capacity),
+        cache=cache,
         tokens=history,
         prompt_lengths=lengths,
         generated=jnp.zeros(batch, jnp.int32),
@@ -128,13 +127,6 @@ def _begin(
         finish=jnp.where(max_new > 0, jnp.int32(FinishReason.RUNNING), jnp.int32(FinishReason.LENGTH)),
         logprobs=jnp.zeros((batch, capacity), jnp.float32),
     )
-
-
-@partial(jax.jit, donate_argnames="carry")
-def _prefill(program: Program, carry: Carry, tokens: jax.Array, valid: jax.Array) -> Carry:
-    """Run S prompt tokens, of which row b has `valid[b]`, into the cache."""
-    out = program.model.extend(carry.cache, tokens, valid, program.edits, prompt_lengths=carry.prompt_lengths, logits="none")
-    return dataclasses.replace(carry, cache=out.cache)
 
 
 def _put(array: jax.Array, values: jax.Array, at: jax.Array) -> jax.Array:
@@ -252,8 +244,7 @@ def start(
     eos[: len(eos_ids)] = eos_ids
     # Prefill writes whole chunks, padding included, and the loop writes one position beyond the last token.
     longest = int(lengths.max(initial=1))
-    chunks = _prefill_chunks(longest - 1)
-    needed = max(longest + int(max_new.max(initial=0)) + 1 + spare, sum(chunks))
+    needed = max(longest + int(max_new.max(initial=0)) + 1 + spare, prefill_positions(longest - 1))
     if capacity is None:
         capacity = bucket(needed, SMALLEST_CAPACITY)
     elif capacity < needed:
@@ -268,39 +259,17 @@ def start(
         rows.broadcast_rows(compose(edits), batch),
         rows.broadcast_rows(stops, batch),
     )
-    program = Program(model, *jax.device_put(rest))
     history = np.full((batch, capacity), pad_id, np.int32)
     real = np.arange(tokens.shape[1]) < lengths[:, None]
     history[:, : tokens.shape[1]] = np.where(real, tokens, pad_id)[:, :capacity]
-    carry = _begin(program, history, lengths, max_new, key, eos)
-    at = 0
-    for size in chunks:
-        valid = np.clip(lengths - 1 - at, 0, size).astype(np.int32)
-        carry = _prefill(program, carry, history[:, at : at + size], valid)
-        _wait(carry.finish)
-        at += size
-    return program, carry
-
-
-def _prefill_chunks(length: int) -> list[int]:
-    """Sizes of the calls that prefill `length` tokens: whole chunks, then one bucket for the rest."""
-    whole, rest = divmod(length, PREFILL_CHUNK)
-    return [PREFILL_CHUNK] * whole + ([bucket(rest, SMALLEST_PREFILL)] if rest else [])
-
-
-def _wait(array: jax.Array) -> None:
-    """Wait for the device; Ctrl-C strikes between polls, and leaves no work running behind it."""
-    try:
-        while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
-            time.sleep(_POLL_SECONDS)
-    except BaseException:
-        array.block_until_ready()
-        raise
+    program = Program(model, *jax.device_put(rest))
+    cache = prefill(model, (rest[1], program.edits), history, lengths)
+    return program, _begin(program, cache, history, lengths, max_new, key, eos)
 
 
 def running(carry: Any) -> bool:
     """Whether any row of a carry still runs; waits for the device."""
-    _wait(carry.finish)
+    wait(carry.finish)
     return bool(np.any(np.asarray(carry.finish) == FinishReason.RUNNING))
 
 
@@ -314,7 +283,7 @@ def advance(program: Any, carry: Any, seconds: float = _SECONDS_PER_CHUNK, chunk
     while running(carry):
         begun = time.perf_counter()
         carry = chunk(program, carry, np.int32(until))
-        _wait(carry.finish)
+        wait(carry.finish)
         yield carry
         quick = time.perf_counter() - begun < seconds
         until = min(2 * until, 4096) if quick else max(1, until // 2)

@@ -17,7 +17,7 @@ from jaxtyping import Float32, Int32
 from mechanex_jax import rows
 from mechanex_jax.edits import compose
 from mechanex_jax.errors import expected
-from mechanex_jax.loops.autoregressive import bucket
+from mechanex_jax.loops.prefill import bucket
 from mechanex_jax.loops.ensemble import VOTING, shares_of
 
 _LARGEST_CHUNK, _SMALLEST_CHUNK = 512, 8

@@ -1,0 +1,102 @@
+"""Prompts into a cache: in chunks, and what several rows share once."""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int32
+
+from mechanex_jax import rows
+
+PREFILL_CHUNK = 512
+SMALLEST_PREFILL = 16
+_POLL_SECONDS = 5e-4
+
+
+def bucket(size: int, smallest: int) -> int:
+    """The next power of two, at least `smallest`."""
+    return max(smallest, 1 << max(size - 1, 0).bit_length())
+
+
+def _chunks(length: int) -> list[int]:
+    """Sizes of the calls that prefill `length` tokens: whole chunks, then one bucket for the rest."""
+    whole, rest = divmod(length, PREFILL_CHUNK)
+    return [PREFILL_CHUNK] * whole + ([bucket(rest, SMALLEST_PREFILL)] if rest else [])
+
+
+def prefill_positions(length: int) -> int:
+    """How many positions of a cache are written when `length` tokens are prefilled: whole chunks, padding included."""
+    return sum(_chunks(length))
+
+
+@partial(jax.jit, static_argnames=("batch", "capacity"))
+def _empty(model: Any, batch: int, capacity: int) -> Any:
+    return model.init_cache(batch, capacity)
+
+
+@partial(jax.jit, donate_argnames="cache")
+def _extend(model: Any, edits: Any, cache: Any, tokens: jax.Array, valid: jax.Array, prompt_lengths: jax.Array) -> Any:
+    """Run S prompt tokens, of which row b has `valid[b]`, into the cache."""
+    return model.extend(cache, tokens, valid, edits, prompt_lengths=prompt_lengths, logits="none").cache
+
+
+@jax.jit
+def _spread(cache: Any, sources: jax.Array) -> Any:
+    """A cache whose row b is row `sources[b]` of this one."""
+    return jax.tree.map(lambda leaf: leaf[sources], cache)
+
+
+def _distinct(history: np.ndarray, lengths: np.ndarray, edits: Any) -> tuple[np.ndarray, np.ndarray]:
+    """The rows to prefill, and which of them each row's cache is: rows of one prompt under the same edits share theirs.
+
+    Padded to a power of two; where that saves less than half of the rows, all of them.
+    """
+    everyone = np.arange(len(history), dtype=np.int32)
+    leaves = rows.row_leaves(edits)
+    if any(isinstance(leaf, jax.Array) for leaf in leaves):  # on a device: fetching it may cost more than it saves
+        return everyone, everyone
+    seen: dict[Any, int] = {}
+    keys = [(lengths[row], history[row].tobytes(), *(leaf[row].tobytes() for leaf in leaves)) for row in everyone]
+    source = np.array([seen.setdefault(key, len(seen)) for key in keys], np.int32)
+    size = bucket(len(seen), 1)
+    if 2 * size > len(history):
+        return everyone, everyone
+    first = np.unique(source, return_index=True)[1].astype(np.int32)
+    return np.concatenate([first, np.repeat(first[:1], size - len(first))]), source
+
+
+def wait(array: jax.Array) -> None:
+    """Wait for the device; Ctrl-C strikes between polls, and leaves no work running behind it."""
+    try:
+        while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+            time.sleep(_POLL_SECONDS)
+    except BaseException:
+        array.block_until_ready()
+        raise
+
+
+def prefill(model: Any, edits: tuple[Any, Any], history: Int32[np.ndarray, "B T"], lengths: Int32[np.ndarray, " B"]) -> Any:
+    """The cache of T positions after all but the last token of each prompt.
+
+    Args:
+      model: with `init_cache` and `extend`.
+      edits: broadcast to B rows, as they are on the host and as they are on the device.
+      history: the prompts, padded on the right.
+      lengths: tokens of each prompt, at least 1.
+    """
+    on_host, on_device = edits
+    (batch, capacity), longest = history.shape, int(lengths.max(initial=1))
+    first, source = _distinct(history, lengths, on_host)
+    shared = len(first) < batch
+    own = rows.take_rows(on_host, first.tolist(), batch) if shared else on_device
+    cache, at = _empty(model, len(first), capacity), 0
+    for size in _chunks(longest - 1):
+        valid = np.clip(lengths[first] - 1 - at, 0, size).astype(np.int32)
+        cache = _extend(model, own, cache, history[first, at : at + size], valid, lengths[first])
+        wait(jax.tree.leaves(cache)[0])
+        at += size
+    return _spread(cache, source) if shared else cache
