@@ -5,7 +5,7 @@ mx.load()
 text = mx.generation.generate("The capital of France is", sampling_method="top-p")
 """
 
-from mechanex_jax import constraints, edits, errors, generation, loops, runtime, steering, transforms
+from mechanex_jax import constraints, edits, errors, generation, loops, policy, runtime, steering, transforms
 from mechanex_jax.batch import Completion
 from mechanex_jax.loops.forward import forward
 from mechanex_jax.runtime import Mechanex
@@ -27,6 +27,7 @@ __all__ = [
     "generation",
     "load",
     "loops",
+    "policy",
     "set_execution_mode",
     "set_key",
     "steering",

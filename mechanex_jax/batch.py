@@ -29,14 +29,23 @@ class Request:
       config: the row's arguments.
       steering: an `edits.Steering`, strengths applied, or None.
       constraint: tables for this model's vocabulary, or None.
+      forbidden: tables of the texts without the row's forbidden terms, or None.
       partners: other models that the row asks for: its draft, or the further members of its ensemble.
+      members: where tokenizers of an ensemble differ, what each of `partners` is asked, in its own tokens.
     """
 
     tokens: tuple[int, ...]
     config: GenerationConfig
     steering: Any = None
     constraint: Any = None
+    forbidden: Any = None
     partners: tuple[LoadedModel, ...] = ()
+    members: tuple[Request, ...] = ()
+
+    @property
+    def loop(self) -> str:
+        """Which of `mechanex_jax.runners` runs it."""
+        return "text-vote" if self.members else self.config.loop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,10 +72,10 @@ def _transform(loaded: LoadedModel, requests: Sequence[Request], user: Any) -> A
     vocabulary = loaded.model.spec.vocabulary
     configs = [request.config for request in requests]
     parts: list[Any] = []
-    if any(request.constraint is not None for request in requests):
-        # First, so that truncation acts on legal tokens.
-        machines = [request.constraint for request in requests]
-        parts.append(arena(machines, loaded.tokenizer.vocabulary, token_bytes=loaded.token_bytes))
+    # First, so that truncation acts on legal tokens.
+    for machines in ([request.constraint for request in requests], [request.forbidden for request in requests]):
+        if any(machine is not None for machine in machines):
+            parts.append(arena(machines, loaded.tokenizer.vocabulary, token_bytes=loaded.token_bytes))
     penalties = {name: [getattr(c, f"{name}_penalty") for c in configs] for name in ("repetition", "presence", "frequency")}
     if any(value is not None for column in penalties.values() for value in column):
         neutral = {"repetition": 1.0, "presence": 0.0, "frequency": 0.0}

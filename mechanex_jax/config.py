@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mechanex_jax.checks import Check, flag, integer, number, text
-from mechanex_jax.errors import NotLocalError, Said, expected
+from mechanex_jax.edits import Scope, scope
+from mechanex_jax.errors import Said, expected
 from mechanex_jax.methods import METHODS, Method, method
 
 # Arguments whose documented default is None and that belong to a method (the others, None too, go with every method).
@@ -57,6 +58,9 @@ class GenerationConfig:
     logit_bias: Mapping[int, float] | None = None
     constraint: Any = None
     json_whitespace: bool = False
+    forbidden_terms: Sequence[str] | None = None
+    steering_layers: Sequence[Any] | None = None
+    steering_scope: Any = "all"
     beam_width: int = 4
     length_penalty: float = 1.0
     early_stopping: bool | str = False
@@ -70,6 +74,10 @@ class GenerationConfig:
             value = getattr(self, name)
             if value is not None:
                 check(name, value)
+        if self.policy is not None and self.policy_id is not None:
+            raise expected("policy and policy_id", Said("both"), "one at most", "Leave out the other.")
+        if self.names_policy:  # then the method is the policy's, and so is what goes with it
+            return
         for name in sorted(_OF_METHODS - chosen.reads):
             if getattr(self, name) is not None:
                 users = [m.name for m in METHODS.values() if name in m.reads]
@@ -90,10 +98,6 @@ class GenerationConfig:
             raise expected(
                 "sampling_method", chosen.name, "json_schema, regex_pattern or grammar with it", "Say what the text must be."
             )
-        for name in _NOT_YET:
-            value, default = getattr(self, name), getattr(GenerationConfig, name)
-            if value is not default and (default is None or value != default):
-                raise NotLocalError(f"{name}: not available in this version; leave it at its default.")
         self._check_ensemble()
 
     def _check_ensemble(self) -> None:
@@ -108,6 +112,15 @@ class GenerationConfig:
             raise expected(
                 "ensemble_weights", list(weights), f"{members} numbers: the loaded model's, then one for each member"
             )
+
+    @property
+    def names_policy(self) -> bool:
+        return self.policy is not None or self.policy_id is not None
+
+    @property
+    def needs_policy(self) -> bool:
+        """Whether the row runs through a policy: one that is named, or one made from its arguments."""
+        return any(getattr(self, name) != getattr(GenerationConfig, name) for name in _OF_POLICIES)
 
     @property
     def method(self) -> Method:
@@ -142,8 +155,8 @@ _MOST_CANDIDATES = 1024  # of determinantal sampling
 # Arguments that constrain a text, and what kind of constraint each is.
 _CONSTRAINTS = {"json_schema": "json_schema", "regex_pattern": "regex", "grammar": "grammar", "constraint": "compiled"}
 
-# Documented arguments that later parts of the library serve. Strength, threshold and flags without effect stay accepted.
-_NOT_YET = (
+# Arguments that take more than one decoding of the prompt.
+_OF_POLICIES = (
     "best_of_n",
     "adaptive_temperature_schedule",
     "adaptive_top_p_schedule",
@@ -181,6 +194,47 @@ def _compiled(name: str, value: Any) -> None:
         raise expected(
             name, value, "what mx.constraints.compile returns", "Give texts as json_schema, regex_pattern or grammar."
         )
+
+
+def _strings(what: str) -> Check:
+    """A list of strings, none of them empty; `what` they are."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, str) and item for item in value):
+            raise expected(name, value, f"a list of {what}, at least one, none of them empty")
+
+    return check
+
+
+def _schedule(value_check: Check) -> Check:
+    """A list of values, one for each round."""
+
+    def check(name: str, value: Any) -> None:
+        if not isinstance(value, (list, tuple)) or not value:
+            raise expected(name, value, "a list of numbers, one for each round, at least one")
+        for index, item in enumerate(value):
+            value_check(f"{name}[{index}]", item)
+
+    return check
+
+
+def _policy(name: str, value: Any) -> None:
+    if not isinstance(value, Mapping):
+        raise expected(name, value, "a mapping with the sections of a policy", "A saved one goes by policy_id.")
+
+
+def _layers(name: str, value: Any) -> None:
+    if not isinstance(value, (list, tuple)) or not value:
+        raise expected(name, value, "a list of layers, at least one")
+
+
+def _where(name: str, value: Any) -> None:
+    if isinstance(value, slice):
+        ends = [end for end in (value.start, value.stop) if end is not None]
+        if value.step is not None or not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends):
+            raise expected(name, value, "slice(start, end) of positions from 0 on")
+    elif not isinstance(value, Scope):
+        scope(value)
 
 
 def _members(name: str, value: Any) -> None:
@@ -241,6 +295,14 @@ _CHECKS: dict[str, Check] = {
     "grammar": text,
     "constraint": _compiled,
     "draft_model": text,
+    "forbidden_terms": _strings("terms"),
+    "steering_layers": _layers,
+    "steering_scope": _where,
+    "adaptive_temperature_schedule": _schedule(number(0.0)),
+    "adaptive_top_p_schedule": _schedule(number(0.0, 1.0, open_low=True)),
+    "code_unit_tests": _strings("pieces of Python"),
+    "policy": _policy,
+    "policy_id": text,
     "ensemble_models": _members,
     "ensemble_weights": _weights,
     "voting": _vote,
@@ -260,6 +322,8 @@ LIST_TYPED = frozenset(
         "adaptive_temperature_schedule",
         "adaptive_top_p_schedule",
         "code_unit_tests",
+        "forbidden_terms",
+        "steering_layers",
         "stop",
     }
 )

@@ -5,26 +5,32 @@ The functions of this module work on the default session; `Mechanex(...).generat
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import inspect
-import secrets
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
-from mechanex_jax.batch import Completion, Request
+from mechanex_jax.batch import Completion
+from mechanex_jax.calls import Call, Given, Plain, Rows, seeds_of
 from mechanex_jax.checkpoints.progress import bar as progress_bar
-from mechanex_jax.checks import check_seed
 from mechanex_jax.config import LIST_TYPED, GenerationConfig, per_row
 from mechanex_jax.edits import check, compose
-from mechanex_jax.engine import MICRO_BATCH, row_keys, run
-from mechanex_jax.engine import stream as stream_pieces
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.engine import MICRO_BATCH
+from mechanex_jax.errors import expected
 from mechanex_jax.requests import Once, Stored, prepare
 from mechanex_jax.transforms import chain
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class Policies(Protocol):
+    """What generation asks of the policies."""
+
+    def prepare(self, given: Given) -> Rows:
+        """Rows that need more than one decoding of their prompts."""
+        ...
 
 
 @runtime_checkable
@@ -34,6 +40,11 @@ class Session(Protocol):
     @property
     def steering(self) -> Stored:
         """Vectors and presets by name."""
+        ...
+
+    @property
+    def policy(self) -> Policies:
+        """What runs the rows that go through a policy."""
         ...
 
     def local_model(self, name: str | None) -> Any:
@@ -68,83 +79,50 @@ def _shares_arguments(
     return decorate
 
 
-def _seeds(seed: Any, rows: int) -> tuple[Sequence[int], Sequence[int]]:
-    """(seed, index) of each row: one seed counts rows, a list gives every row the first draw of its own seed."""
-    several = isinstance(seed, (list, tuple))
-    if several and len(seed) != rows:
-        raise expected("seed", Said(f"{len(seed)} seeds"), f"one seed, or a list of {rows} (one per prompt)")
-    for value in seed if several else [seed]:
-        check_seed(value)
-    if several:
-        return [secrets.randbits(32) if value is None else value for value in seed], [0] * rows
-    return [secrets.randbits(32) if seed is None else seed] * rows, range(rows)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Call:
-    """A call, checked and tokenised: nothing in it can fail on account of its arguments any more.
-
-    Attributes:
-      loaded: the model.
-      requests: one per prompt.
-      seeds: (seed, index) columns, see `_seeds`.
-      options: `transform` and `edits`, for the engine.
-      details: return Completions instead of strings.
-    """
-
-    loaded: Any
-    requests: list[Request]
-    seeds: tuple[Sequence[int], Sequence[int]]
-    options: dict[str, Any]
-    details: bool
-
-    def run(self, **more: Any) -> list[Completion]:
-        return run(self.loaded, self.requests, row_keys(*self.seeds), **self.options, **more)
-
-    def trace(self, row: int, completion: Completion) -> dict[str, Any]:
-        """What `include_trace=True` keeps of a row: what was asked, how it ended, and what the method has to tell."""
-        request, (seeds, indices) = self.requests[row], self.seeds
-        return {
-            "model": self.loaded.name,
-            "sampling_method": request.config.method.name,
-            "seed": seeds[row],
-            "row": indices[row],
-            "prompt_tokens": len(request.tokens),
-            "tokens": len(completion.tokens),
-            "finish_reason": completion.finish_reason,
-            "text": completion.text,
-            **completion.trace,
-        }
-
-
 class Generation:
-    """Text generation in one session.
-
-    Attributes:
-      last_trace: of the last call with `include_trace=True`: a dict, for a batch a list of them; None before.
-    """
+    """Text generation in one session."""
 
     def __init__(self, session: Session | None = None):
         self.session = session
-        self.last_trace: Any = None
+        self._traces = threading.local()
 
-    def _call(self, prompts: Sequence[Any], arguments: Mapping[str, Any], names: Sequence[str]) -> _Call:
+    @property
+    def last_trace(self) -> Any:
+        """Of this thread's last call with `include_trace=True`: a dict, for a batch a list of them; None before."""
+        return getattr(self._traces, "last", None)
+
+    def _call(self, prompts: Sequence[Any], arguments: Mapping[str, Any], names: Sequence[str]) -> Call:
         """Route, validate and tokenise, in this order and before anything compiles."""
-        assert self.session is not None, "the runtime gives every Generation its session"
-        rest = dict(arguments)
+        session = self.session
+        assert session is not None, "the runtime gives every Generation its session"
+        rest, total = dict(arguments), len(prompts)
         model, seed, details = rest.pop("model"), rest.pop("seed"), rest.pop("details")
-        options = {name: rest.pop(name) for name in ("transform", "edits")}
-        configs = per_row(rest, len(prompts))
-        seeds = _seeds(seed, len(prompts))
-        if options["transform"] is not None:
-            options["transform"] = chain(options["transform"])
-        options["edits"] = compose(options["edits"])
-        loaded = self.session.local_model(model)
-        check(options["edits"], loaded.model.spec.layers, loaded.model.spec.width)
-        stored, partners = Once(self.session.steering), self._partners(loaded, configs)
-        rows = zip(prompts, configs, names, partners, strict=True)
-        requests = [prepare(loaded, prompt, config, name, stored, others) for prompt, config, name, others in rows]
-        return _Call(loaded, requests, seeds, options, details)
+        transform, edits = rest.pop("transform"), compose(rest.pop("edits"))
+        configs = per_row(rest, total)
+        seeds, indices = seeds_of(seed, total)
+        if transform is not None:
+            transform = chain(transform)
+        loaded = session.local_model(model)
+        check(edits, loaded.model.spec.layers, loaded.model.spec.width)
+        given = Given(loaded, prompts, configs, names, seeds, indices, transform, edits)
+        parts: list[tuple[list[int], Rows]] = []
+        for through_policy, prepared in ((False, self.rows), (True, session.policy.prepare)):
+            chosen = [row for row, config in enumerate(configs) if config.needs_policy == through_policy]
+            if chosen:
+                parts.append((chosen, prepared(given.take(chosen))))
+        return Call(parts, configs, details)
+
+    def rows(self, given: Given) -> Plain:
+        """Rows that decode once, checked and tokenised.
+
+        Raises:
+          ArgumentError: as `generate`.
+        """
+        assert self.session is not None, "the runtime gives every Generation its session"
+        loaded, stored, partners = given.loaded, Once(self.session.steering), self._partners(given.loaded, given.configs)
+        columns = zip(given.prompts, given.configs, given.names, partners, strict=True)
+        requests = [prepare(loaded, prompt, config, name, stored, others) for prompt, config, name, others in columns]
+        return Plain(given, requests)
 
     def _partners(self, loaded: Any, configs: Sequence[GenerationConfig]) -> list[tuple[Any, ...]]:
         """The other models of each row, none of them twice, the loaded model not among them."""
@@ -155,12 +133,11 @@ class Generation:
         unique = lambda config: {id(found[n]): found[n] for n in config.partner_names if found[n] is not loaded}
         return [tuple(unique(config).values()) for config in configs]
 
-    def _finish(self, call: _Call, **more: Any) -> list[Any]:
+    def _finish(self, call: Call, **more: Any) -> list[Any]:
         """Run a call, keep the traces asked for, and return texts or Completions."""
         found = call.run(**more)
-        wanted = [request.config.include_trace for request in call.requests]
-        if any(wanted):
-            self.last_trace = [call.trace(row, c) if w else None for row, (c, w) in enumerate(zip(found, wanted, strict=True))]
+        if any(config.include_trace for config in call.configs):
+            self._traces.last = call.traces(found)
         return found if call.details else [completion.text for completion in found]
 
     def generate(
@@ -206,6 +183,9 @@ class Generation:
         logit_bias: Mapping[int, float] | None = None,
         constraint: Any = None,
         json_whitespace: bool = False,
+        forbidden_terms: Sequence[str] | None = None,
+        steering_layers: Sequence[Any] | None = None,
+        steering_scope: Any = "all",
         beam_width: int = 4,
         length_penalty: float = 1.0,
         early_stopping: bool | str = False,
@@ -242,16 +222,23 @@ class Generation:
           grammar: the text is a sentence of this grammar: GBNF, Lark, or "regex:PATTERN". At most one of the three; they go
             with every method. The text is complete even where `max_tokens` is tight.
           include_trace: keep what the method has to tell in `last_trace` (the other hypotheses of a beam search, for one).
-          confidence_threshold: 0 to 1; has no effect in this version.
           ads_subset_size: for "ads"; at most so many tokens are kept; None is 8.
           ads_beta: for "ads"; weight of diversity, between 0 and 1; None is 0.3.
           draft_model: a smaller model that proposes tokens, which the loaded one checks several at a time: the same texts,
             sooner. A catalogue name, a path or a loaded alias. "default", as "speculative-decoding" without any, looks
             proposals up in the prompt and the text so far.
           ensemble_models: for "ensemble-sampling"; further members, named like `draft_model`.
-          best_of_n, adaptive_temperature, adaptive_temperature_schedule, adaptive_top_p, adaptive_top_p_schedule,
-            confidence_triggered_regeneration, code_unit_tests, policy, policy_id: not served in this version; another value
-            than the default raises NotImplementedError.
+          best_of_n: candidates that decode side by side, the prompt read once; the best is returned (see `mx.policy`).
+          adaptive_temperature: lower the temperature by 0.08 in each further round, down to 0.05.
+          adaptive_temperature_schedule: a temperature for each round, the last one repeating.
+          adaptive_top_p, adaptive_top_p_schedule: the same for `top_p`, by 0.04, down to 0.2.
+          confidence_triggered_regeneration: another round where the best text's confidence, the geometric mean of its tokens'
+            probabilities, is below `confidence_threshold`.
+          confidence_threshold: 0 to 1.
+          code_unit_tests: pieces of Python that a text's code must pass, run in a process of its own (see `mx.policy`).
+          policy: a mapping as `mx.policy` describes it. Its fields win; an argument fills what it leaves out, and is refused
+            where the two disagree.
+          policy_id: a saved one. At most one of the two.
           seed: 0 to 4294967295, the same text each time on one machine; None draws a fresh one.
           stop: a string or several; the text ends before the first that appears.
           chat: wrap the prompt in the model's chat template.
@@ -263,6 +250,10 @@ class Generation:
           logit_bias: {token id: added to its logit}; -inf forbids.
           constraint: one compiled by `mx.constraints.compile`, instead of the three above.
           json_whitespace: let JSON have some whitespace between its parts; by default it has none.
+          forbidden_terms: texts that must not appear, in upper or lower case: never generated, with any method or constraint.
+          steering_layers: of vector and preset, use those at these layers only; None is all.
+          steering_scope: positions to steer: "all", "prompt", "generated", `mx.edits.scope(...)`, or slice(start, end) of the
+            whole text's tokens.
           beam_width: for constrained-beam-search: hypotheses kept side by side.
           length_penalty: for constrained-beam-search: a score is the sum of log p over length to this power; 0 is no penalty,
             above it favours longer texts.
@@ -286,7 +277,7 @@ class Generation:
                 raise expected(name, value, "one value", "Use generate_batch for one value per prompt.")
         found = self._finish(self._call([prompt], arguments, ["prompt"]))[0]
         if include_trace:
-            self.last_trace = self.last_trace[0]
+            self._traces.last = self.last_trace[0]
         return found
 
     @_shares_arguments(generate, batch_size=MICRO_BATCH, progress=False)
@@ -331,8 +322,7 @@ class Generation:
         """
         if arguments["details"]:
             raise expected("details", True, "False, because stream yields text", "Use generate for details.")
-        call = self._call([prompt], arguments, ["prompt"])
-        return stream_pieces(call.loaded, call.requests[0], row_keys(*call.seeds)[0], **call.options)
+        return self._call([prompt], arguments, ["prompt"]).stream()
 
 
 def __getattr__(name: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Sequence
@@ -10,8 +11,8 @@ from typing import Any, Protocol
 from mechanex_jax.batch import Request
 from mechanex_jax.config import GenerationConfig
 from mechanex_jax.constraints import compiler
-from mechanex_jax.edits import Steering, parse_steering
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.edits import Scope, Steering, parse_steering, place_of, scope
+from mechanex_jax.errors import ArgumentError, Said, expected
 from mechanex_jax.loading import LoadedModel
 
 
@@ -55,6 +56,22 @@ def prepare(
     Raises:
       ArgumentError: not a string, empty without a BOS, longer than the context, or arguments that this model can't serve.
     """
+    tokens = _tokens(loaded, prompt, config, name)
+    room = min(config.max_tokens, loaded.model.spec.context - len(tokens))
+    _check_partners(loaded, config, partners)
+    return Request(
+        tokens,
+        config,
+        steering=_steering(loaded, config, stored, len(tokens)),
+        constraint=_constraint(loaded, config, room),
+        forbidden=_forbidden(loaded, config),
+        partners=tuple(partners),
+        members=_members(loaded, prompt, config, name, partners),
+    )
+
+
+def _tokens(loaded: LoadedModel, prompt: Any, config: GenerationConfig, name: str) -> tuple[int, ...]:
+    """The prompt as this model spells it, checked against what the model can read."""
     if not isinstance(prompt, str) and not (config.chat and isinstance(prompt, list)):
         raise expected(name, prompt, "a string (with chat=True also a list of messages)")
     if isinstance(prompt, str) and not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
@@ -75,10 +92,7 @@ def prepare(
     for token in config.logit_bias or ():
         if int(token) >= spec.vocabulary:
             raise expected("logit_bias", token, f"token ids below {spec.vocabulary}")
-    room = min(config.max_tokens, spec.context - len(tokens))
-    _check_partners(loaded, config, partners)
-    steering, constraint = _steering(loaded, config, stored), _constraint(loaded, config, room)
-    return Request(tuple(tokens), config, steering, constraint, tuple(partners))
+    return tuple(tokens)
 
 
 def same_tokens(a: LoadedModel, b: LoadedModel) -> bool:
@@ -88,23 +102,47 @@ def same_tokens(a: LoadedModel, b: LoadedModel) -> bool:
 
 
 def _check_partners(loaded: LoadedModel, config: GenerationConfig, partners: Sequence[LoadedModel]) -> None:
-    """A draft or a member of an ensemble must spell its text as the loaded model does."""
+    """A draft must spell its text as the loaded model does; an ensemble has a weight for each member."""
     if config.ensemble_models and not partners:
         warnings.warn(f"ensemble_models: {loaded.name} is the one member, and decodes as without.", UserWarning, stacklevel=3)
     weights = config.ensemble_weights
     if weights is not None and len(weights) != 1 + len(partners):
         members = ", ".join([loaded.name, *(partner.name for partner in partners)])
         raise expected("ensemble_weights", list(weights), f"one number for each of the distinct members {members}")
-    argument = "draft_model" if config.draft_model is not None else "ensemble_models"
-    for partner in partners:
-        if not same_tokens(loaded, partner):
-            raise expected(argument, partner.name, f"a model with the tokenizer of {loaded.name}", "Choose another model.")
-        if config.draft_model is not None and partner.bytes > loaded.bytes:
-            warnings.warn(f"draft_model: {partner.name} is larger than {loaded.name}.", UserWarning, stacklevel=3)
+    for draft in partners if config.draft_model is not None else ():
+        if not same_tokens(loaded, draft):
+            raise expected("draft_model", draft.name, f"a model with the tokenizer of {loaded.name}", "Choose another model.")
+        if draft.bytes > loaded.bytes:
+            warnings.warn(f"draft_model: {draft.name} is larger than {loaded.name}.", UserWarning, stacklevel=3)
 
 
-def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | None) -> Steering | None:
-    """What a row's vector and preset amount to."""
+def _members(
+    loaded: LoadedModel, prompt: Any, config: GenerationConfig, name: str, partners: Sequence[LoadedModel]
+) -> tuple[Request, ...]:
+    """What the other members of an ensemble are asked, if not all of them have the loaded model's tokenizer; else nothing."""
+    others = [partner for partner in partners if not same_tokens(loaded, partner)]
+    if not others:
+        return ()
+    for argument in ("logit_bias", "constraint"):
+        if getattr(config, argument) is not None:
+            wanted = f"None beside {others[0].name}, which has another tokenizer than {loaded.name}"
+            raise expected(argument, Said("what is made for one tokenizer"), wanted, "Give constraints as text.")
+    return tuple(_member(partner, prompt, config, name) for partner in partners)
+
+
+def _member(member: LoadedModel, prompt: Any, config: GenerationConfig, name: str) -> Request:
+    """The same question to another model: with its own chat template, and its own tables of the constraint."""
+    try:
+        tokens = _tokens(member, prompt, config, name)
+        room = min(config.max_tokens, member.model.spec.context - len(tokens))
+        constraint, forbidden = _constraint(member, config, room), _forbidden(member, config)
+    except ArgumentError as error:
+        raise type(error)(f"ensemble_models: {member.name} can't take part. {error}") from error
+    return Request(tokens, config, constraint=constraint, forbidden=forbidden)
+
+
+def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | None, prompt: int) -> Steering | None:
+    """What a row's vector and preset amount to, at the layers and positions asked for; `prompt` is the prompt's length."""
     spec, strength = loaded.model.spec, config.steering_strength
     found = None
     if config.steering_vector is not None:
@@ -113,6 +151,8 @@ def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | No
         if isinstance(config.steering_vector, str):
             assert stored is not None, "whoever takes ids of vectors knows the store"
             found = stored.resolve(config.steering_vector, loaded)
+        elif isinstance(config.steering_vector, Steering):
+            found = config.steering_vector
         else:
             found = parse_steering(config.steering_vector, spec.width, spec.layers)
         found = found.scaled(strength)
@@ -120,7 +160,37 @@ def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | No
         assert stored is not None, "whoever takes presets knows the store"
         preset = stored.preset(config.steering_preset, strength, loaded)
         found = preset if found is None else found + preset
-    return found
+    if found is None:
+        return None
+    if config.steering_layers is not None:
+        found = found.at(_places(found, config.steering_layers, spec.layers))
+    return dataclasses.replace(found, scope=_positions(config.steering_scope, prompt))
+
+
+def _places(found: Steering, wanted: Sequence[Any], layers: int) -> set[tuple[str, int]]:
+    """Which of a steering's vectors are at the layers asked for."""
+    allowed = {place_of(name, layers, "steering_layers", site="") for name in wanted}  # a bare number means every site
+    places = {(site, layer) for site, layer in found.places if allowed & {(site, layer), ("", layer)}}
+    if not places:
+        there = ", ".join(f"{layer} ({site})" for site, layer in found.places)
+        raise expected("steering_layers", list(wanted), f"some of the layers that are steered: {there}")
+    return places
+
+
+def _positions(given: Any, prompt: int) -> Scope:
+    """A scope; the positions of a slice count from the beginning of the text."""
+    if not isinstance(given, slice):
+        return given if isinstance(given, Scope) else scope(given)
+    begin = {} if given.start is None else {"since": given.start - prompt}
+    end = {} if given.stop is None else {"below": given.stop}
+    return Scope(**begin, **end)
+
+
+def _forbidden(loaded: LoadedModel, config: GenerationConfig) -> Any:
+    """The tables of the texts without a row's forbidden terms."""
+    if not config.forbidden_terms:
+        return None
+    return compiler.compiled("forbidden_terms", config.forbidden_terms, False, compiler.Target.of(loaded)).tables
 
 
 def _constraint(loaded: LoadedModel, config: GenerationConfig, room: int) -> Any:

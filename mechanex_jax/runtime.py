@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from mechanex_jax import generation, loading, steering
+from mechanex_jax import generation, loading, policy, steering
 from mechanex_jax.errors import ModelNotFoundError, NotLocalError, expected
 from mechanex_jax.loading import LoadedModel
 
@@ -28,6 +28,7 @@ class Mechanex:
         api_key: str | None = None,
         _generation: generation.Generation | None = None,
         _steering: steering.Steering | None = None,
+        _policy: policy.Policies | None = None,
     ):
         self._models: dict[str, LoadedModel] = {}
         self._api_key = api_key
@@ -36,6 +37,8 @@ class Mechanex:
         self.generation.session = self
         self.steering = _steering or steering.Steering()
         self.steering.session = self
+        self.policy = _policy or policy.Policies()
+        self.policy.session = self
 
     def load(
         self,
@@ -155,4 +158,4 @@ class Mechanex:
         return isinstance(stored, dict) and any(stored.get(name) for name in _CREDENTIALS)
 
 
-default = Mechanex(_generation=generation.default, _steering=steering.default)
+default = Mechanex(_generation=generation.default, _steering=steering.default, _policy=policy.default)

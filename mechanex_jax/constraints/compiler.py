@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mechanex_jax.constraints import cache
@@ -57,10 +57,21 @@ def _as_it_is(source: str, whitespace: bool) -> str:
     return source
 
 
+def _forbidding_network(terms: list[str]) -> Network:
+    from mechanex_jax.constraints import regex
+
+    return regex.forbidding(terms)
+
+
+def _as_a_set(terms: Sequence[str], whitespace: bool) -> list[str]:
+    return sorted({term.casefold() for term in terms})
+
+
 FRONT_ENDS = {
     "json_schema": FrontEnd(_read_schema, _schema_network),
     "regex": FrontEnd(_as_it_is, _regex_network),
     "grammar": FrontEnd(_as_it_is, _grammar_network),
+    "forbidden_terms": FrontEnd(_as_a_set, _forbidding_network),
 }
 
 
@@ -99,7 +110,7 @@ def compiled(kind: str, source: Any, whitespace: bool, target: Target) -> Compil
     """A constraint for a target; what was compiled once is kept in memory and on disk.
 
     Args:
-      kind: "json_schema", "regex" or "grammar".
+      kind: one of `FRONT_ENDS`.
       source: as the user wrote it.
       whitespace: for JSON, allow some between its parts.
       target: what for.

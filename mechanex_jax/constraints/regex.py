@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 from mechanex_jax.constraints import regex_ecma, regex_python
-from mechanex_jax.constraints.dfa import DEFAULT_LIMITS, CharDfa, Limits, to_bytes
+from mechanex_jax.constraints.dfa import DEFAULT_LIMITS, CharDfa, Limits, complement, to_bytes
 from mechanex_jax.constraints.network import Builder, Network
 from mechanex_jax.constraints.nfa import determinise
 from mechanex_jax.constraints.syntax import Node
@@ -34,6 +37,16 @@ def chars(pattern: str, *, search: bool = False, dialect: str = "python", limits
     return determinise(parse(pattern, dialect=dialect), search=search, limits=limits)
 
 
+def forbidding(terms: Sequence[str], limits: Limits = DEFAULT_LIMITS) -> Network:
+    """The bytes of the texts in which none of the terms appears, in upper or lower case.
+
+    Raises:
+      ConstraintError: an automaton beyond the limits.
+    """
+    found = chars(f"(?i:{'|'.join(map(re.escape, terms))})", search=True, limits=limits)
+    return _network("forbidden", complement(found))
+
+
 def network(pattern: str, limits: Limits = DEFAULT_LIMITS) -> Network:
     """The bytes of the texts that match as a whole, as `re.fullmatch` has it.
 
@@ -43,8 +56,12 @@ def network(pattern: str, limits: Limits = DEFAULT_LIMITS) -> Network:
     dfa = chars(pattern, limits=limits)
     if dfa.is_empty():
         raise ConstraintError(f"No text matches the regular expression {pattern!r}. Check its anchors and empty classes.")
+    return _network("regex", dfa)
+
+
+def _network(rule: str, dfa: CharDfa) -> Network:
     builder = Builder()
-    root = builder.rule("regex")
+    root = builder.rule(rule)
     start = builder.copy(root, to_bytes(dfa))
     builder.starts[root] = start
     return builder.finish(root)

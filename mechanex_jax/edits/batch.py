@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +13,7 @@ from mechanex_jax.edits.base import SITES, Edit
 from mechanex_jax.edits.gates import Gate, gate
 from mechanex_jax.edits.operations import Add, add
 from mechanex_jax.edits.values import numbers
+from mechanex_jax.edits.when import Scope
 from mechanex_jax.errors import Said, expected
 
 
@@ -39,30 +40,77 @@ class Steering:
     Attributes:
       additions: site -> layer -> float32 [D], strength included.
       gates: vectors behind perceptrons.
+      scope: at which positions; by default at all.
     """
 
     additions: Mapping[str, Mapping[int, np.ndarray]]
     gates: tuple[Gated, ...] = ()
+    scope: Scope = Scope()
+
+    @property
+    def places(self) -> list[tuple[str, int]]:
+        """(site, layer) of all vectors, sorted."""
+        found = {(site, layer) for site, vectors in self.additions.items() for layer in vectors}
+        return sorted(found | {(gated.site, gated.layer) for gated in self.gates})
+
+    def at(self, places: Collection[tuple[str, int]]) -> Steering:
+        """The vectors at these (site, layer) only."""
+        return dataclasses.replace(
+            self,
+            additions={
+                site: {layer: vector for layer, vector in found.items() if (site, layer) in places}
+                for site, found in self.additions.items()
+            },
+            gates=tuple(gated for gated in self.gates if (gated.site, gated.layer) in places),
+        )
 
     def scaled(self, strength: float) -> Steering:
         """All vectors times `strength`; 0 keeps the shape of the batch's edits, hence their program, and steers nothing."""
         factor = np.float32(strength)
-        return Steering(
-            {site: {layer: factor * vector for layer, vector in found.items()} for site, found in self.additions.items()},
-            tuple(gated._replace(vector=factor * gated.vector) for gated in self.gates),
+        return dataclasses.replace(
+            self,
+            additions={
+                site: {layer: factor * vector for layer, vector in found.items()} for site, found in self.additions.items()
+            },
+            gates=tuple(gated._replace(vector=factor * gated.vector) for gated in self.gates),
         )
 
     def __add__(self, other: Steering) -> Steering:
-        """Both: vectors at the same site and layer add up, gates apply one after another."""
+        """Both: vectors at the same site and layer add up, gates apply one after another.
+
+        Raises:
+          ArgumentError: they act at different positions.
+        """
+        if self.scope != other.scope:
+            raise expected("scope", Said("two of them"), "one for all that steers a row", "Scope the sum.")
         total = {site: dict(found) for site, found in self.additions.items()}
         for site, found in other.additions.items():
             here = total.setdefault(site, {})
             for layer, vector in found.items():
                 here[layer] = here[layer] + vector if layer in here else vector
-        return Steering(total, self.gates + other.gates)
+        return Steering(total, self.gates + other.gates, self.scope)
 
 
 _HOOK_NAME = re.compile(r"blocks\.(\d+)\.(?:hook_)?(" + "|".join(SITES) + ")")
+
+
+def place_of(name: Any, layers: int, argument: str, site: str = "resid_pre") -> tuple[str, int]:
+    """(site, layer) of an int, a string of digits, or a name such as `blocks.11.hook_resid_post`.
+
+    Args:
+      name: as the user wrote it.
+      layers: how many layers the model has.
+      argument: what errors call it.
+      site: what a bare number means.
+
+    Raises:
+      ArgumentError: neither, or a layer that is absent.
+    """
+    match = _HOOK_NAME.fullmatch(str(name))
+    site, index = (match[2], match[1]) if match else (site, str(name))
+    if not index.isdecimal() or int(index) >= layers:
+        raise expected(argument, name, f"a layer from 0 to {layers - 1}, or a name such as 'blocks.0.hook_resid_pre'")
+    return site, int(index)
 
 
 def parse_steering(vectors: Any, width: int, layers: int) -> Steering:
@@ -82,21 +130,16 @@ def parse_steering(vectors: Any, width: int, layers: int) -> Steering:
     found: dict[str, dict[int, np.ndarray]] = {}
     names: dict[tuple[str, int], Any] = {}
     for name, value in vectors.items():
-        match = _HOOK_NAME.fullmatch(str(name))
-        site, index = (match[2], match[1]) if match else ("resid_pre", str(name))
-        if not index.isdecimal() or int(index) >= layers:
-            raise expected(
-                "steering_vector", name, f"a layer from 0 to {layers - 1}, or a name such as 'blocks.0.hook_resid_pre'"
-            )
-        place = (site, int(index))
+        place = place_of(name, layers, "steering_vector")
+        site, index = place
         if place in names:
-            both = Said(f"layer {int(index)} twice, as {names[place]!r} and as {name!r}")
+            both = Said(f"layer {index} twice, as {names[place]!r} and as {name!r}")
             raise expected("steering_vector", both, f"one vector for {site} of each layer", "Add the two up.")
         names[place] = name
         vector = numbers(f"steering_vector[{name!r}]", value)
         if vector.size != width or vector.shape[-1:] != (width,):
             raise expected(f"steering_vector[{name!r}]", vector.shape, f"{width} numbers, the width of this model")
-        found.setdefault(site, {})[int(index)] = vector.reshape(width)
+        found.setdefault(site, {})[index] = vector.reshape(width)
     return Steering(found)
 
 
@@ -118,12 +161,12 @@ def _table(chosen: Sequence[Mapping[int, np.ndarray]], width: int) -> tuple[np.n
     return layers, matrix
 
 
-def _additions(site: str, chosen: Sequence[Mapping[int, np.ndarray]], width: int) -> Add:
+def _additions(site: str, chosen: Sequence[Mapping[int, np.ndarray]], scopes: Sequence[Scope], width: int) -> Add:
     layers, matrix = _table(chosen, width)
-    return add(matrix, layers, site=site)
+    return add(matrix, layers, site=site, scope=scopes)
 
 
-def _gates(site: str, chosen: Sequence[Mapping[int, Gated]], width: int) -> Gate:
+def _gates(site: str, chosen: Sequence[Mapping[int, Gated]], scopes: Sequence[Scope], width: int) -> Gate:
     """At most one gate per row and layer. Hidden units that a perceptron lacks have weight 0."""
     layers, matrix = _table([{layer: gated.vector for layer, gated in row.items()} for row in chosen], width)
     hidden = _power_of_two(max(gated.perceptron[0].shape[-1] for row in chosen for gated in row.values()))
@@ -135,7 +178,7 @@ def _gates(site: str, chosen: Sequence[Mapping[int, Gated]], width: int) -> Gate
             parts = gated.perceptron
             size = parts[0].shape[-1]
             w1[row, slot, :, :size], b1[row, slot, :size], w2[row, slot, :size], b2[row, slot] = parts
-    return gate(matrix, layers, perceptron=(w1, b1, w2, b2), site=site)
+    return gate(matrix, layers, perceptron=(w1, b1, w2, b2), site=site, scope=scopes)
 
 
 def _rounds(gates: Sequence[Gated], site: str) -> list[dict[int, Gated]]:
@@ -161,12 +204,13 @@ def steering(per_row: Sequence[Steering | None], width: int) -> tuple[Edit, ...]
       ArgumentError: a vector of another width.
     """
     present = [row or Steering({}) for row in per_row]
+    scopes = [row.scope for row in present]
     edits: list[Edit] = []
     for site in SITES:
         chosen = [row.additions.get(site, {}) for row in present]
         if any(chosen):
-            edits.append(_additions(site, chosen, width))
+            edits.append(_additions(site, chosen, scopes, width))
         rounds = [_rounds(row.gates, site) for row in present]
         for turn in range(max(map(len, rounds), default=0)):
-            edits.append(_gates(site, [row[turn] if turn < len(row) else {} for row in rounds], width))
+            edits.append(_gates(site, [row[turn] if turn < len(row) else {} for row in rounds], scopes, width))
     return tuple(edits)

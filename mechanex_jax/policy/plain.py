@@ -1,0 +1,51 @@
+"""Values as JSON has them: what a policy or a store keeps never holds an array, a tuple or an object."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Mapping
+from typing import Any
+
+from mechanex_jax.errors import expected
+
+
+def plain(name: str, value: Any) -> Any:
+    """A copy of `value` of which every part is a dict, list, string, finite number, True, False or None.
+
+    Args:
+      name: what an error calls the value.
+      value: mappings (their keys become strings), lists, tuples, scalars, and arrays of any library (what has `tolist`).
+
+    Raises:
+      ArgumentError: a part that JSON cannot hold, by its place; or two keys that become the same string.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        if not math.isfinite(value):
+            raise expected(name, value, "finite numbers")
+        return float(value)
+    if isinstance(value, Mapping):
+        found: dict[str, Any] = {}
+        for key, part in value.items():
+            if not isinstance(key, (str, int)) or isinstance(key, bool):
+                raise expected(name, key, "keys that are strings or whole numbers")
+            if str(key) in found:
+                raise expected(name, key, f"one value for the key {str(key)!r}")
+            found[str(key)] = plain(f"{name}.{key}", part)
+        return found
+    if isinstance(value, (list, tuple)):
+        return [plain(f"{name}[{index}]", part) for index, part in enumerate(value)]
+    if hasattr(value, "tolist"):
+        return plain(name, value.tolist())
+    raise expected(name, value, "something that JSON can hold: a dict, list, string, number, True, False or None")
+
+
+def copied(value: Any) -> Any:
+    """The same with dicts and lists of its own; what they hold in the end, such as an array, is shared."""
+    if isinstance(value, Mapping):
+        return {key: copied(part) for key, part in value.items()}
+    return [copied(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,143 @@
+"""From a policy to what its candidates are asked for: one set of arguments for each round and slot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from mechanex_jax.config import GenerationConfig
+from mechanex_jax.methods import METHODS, method
+from mechanex_jax.policy.json_schemas import effective_schema
+from mechanex_jax.policy.readers import layers
+from mechanex_jax.policy.schema import Policy
+
+# Arguments that a method without use for them refuses.
+_OF_METHODS = frozenset().union(*(m.reads for m in METHODS.values()))
+_EVERYTHING = 2**31 - 1  # top_k = None
+_SAMPLING = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "ads_subset_size",
+    "ads_beta",
+    "draft_model",
+    "ensemble_models",
+    "beam_width",
+    "speculative_steps",
+    "voting",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+
+
+def candidate_seed(seed: int, round: int, slot: int) -> int:
+    """Of a candidate; the first one's is the run's own, so that it draws as `generate` does with that seed."""
+    return seed if round == slot == 0 else int(np.random.SeedSequence([seed, round, slot]).generate_state(1)[0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How a policy decodes.
+
+    Attributes:
+      policy: read and checked.
+      others: arguments of `generate` for which a policy has no field: max_tokens, chat, ...
+    """
+
+    policy: Policy
+    others: Mapping[str, Any]
+
+    @property
+    def candidates(self) -> int:
+        """In one round."""
+        return max(self.policy.optimization.best_of_n, self.policy.sampling.num_candidates)
+
+    @property
+    def retries(self) -> int:
+        """Rounds after the first, without those of the fallback methods."""
+        sampling, verifiers, optimization = self.policy.sampling, self.policy.verifiers, self.policy.optimization
+        return max(
+            optimization.retry_on_failure,
+            verifiers.max_retries if verifiers.repair_on_failure else 0,
+            len(sampling.adaptive_temperature_schedule) - 1,
+            len(sampling.adaptive_top_p_schedule) - 1,
+            1 if optimization.confidence_triggered_regeneration else 0,
+        )
+
+    def methods(self) -> list[str]:
+        """Of the rounds: the policy's own for the first and the retries, then each fallback."""
+        return [self.policy.sampling.method] * (1 + self.retries) + list(self.policy.optimization.fallback_methods)
+
+    def temperature(self, round: int, slot: int) -> float:
+        """Scheduled by round, spread by slot where diversity is asked for."""
+        sampling = self.policy.sampling
+        base = _scheduled(
+            sampling.temperature, sampling.adaptive_temperature, sampling.adaptive_temperature_schedule, round, 0.08, 0.05
+        )
+        spread = (slot % 3) * 0.1 * sampling.diversity_strength
+        return min(base + spread, max(2.0, base)) if spread > 0 else base
+
+    def top_p(self, round: int) -> float:
+        """Scheduled by round."""
+        sampling = self.policy.sampling
+        base = 1.0 if sampling.top_p is None else sampling.top_p
+        return _scheduled(base, sampling.adaptive_top_p, sampling.adaptive_top_p_schedule, round, 0.04, 0.2)
+
+    def config(self, name: str, round: int, slot: int) -> GenerationConfig:
+        """What one candidate is asked for, by the method `name`.
+
+        Raises:
+          ArgumentError: the policy asks for what the method cannot do.
+        """
+        sampling, chosen = self.policy.sampling, method(name)
+        wanted = {field: getattr(sampling, field) for field in _SAMPLING}
+        wanted = {field: value for field, value in wanted.items() if field not in _OF_METHODS or field in chosen.reads}
+        wanted |= {
+            "sampling_method": name,
+            "temperature": self.temperature(round, slot),
+            "top_p": self.top_p(round),
+            "top_k": sampling.top_k or (50 if "ads_beta" in chosen.reads else _EVERYTHING),
+            "ensemble_models": wanted.get("ensemble_models") or None,
+        }
+        return GenerationConfig(**{**self.others, **wanted, **self._constraints(), **self._steering()})
+
+    def _constraints(self) -> dict[str, Any]:
+        constraints = self.policy.constraints
+        return {
+            "json_schema": effective_schema(constraints),
+            "regex_pattern": constraints.regex_pattern,
+            "grammar": constraints.grammar,
+            "forbidden_terms": list(constraints.forbidden_terms) or None,
+            "stop": list(constraints.stop_sequences) or None,
+        }
+
+    def _steering(self) -> dict[str, Any]:
+        steering = self.policy.steering
+        if not steering.enabled:
+            return {}
+        where: dict[str, Any] = {}
+        if steering.layer_scope:
+            where["steering_layers"] = sorted(layers(steering.layer_scope))
+        if steering.token_start is not None or steering.token_end is not None:
+            where["steering_scope"] = slice(steering.token_start, steering.token_end)
+        # A preset alone has a strength of its own, unless the policy says another.
+        own = steering.preset is not None and "strength" not in (self.policy.given.get("steering") or {})
+        return {
+            "steering_vector": steering.vector if steering.vector is not None else steering.vector_id,
+            "steering_preset": steering.preset,
+            "steering_strength": 0 if own else steering.strength,
+            **where,
+        }
+
+
+def _scheduled(base: float, adaptive: bool, schedule: Sequence[float], round: int, step: float, floor: float) -> float:
+    """A round's value: from the schedule, its last one repeating; else lower by `step` a round where it is adaptive."""
+    if schedule:
+        return schedule[min(round, len(schedule) - 1)]
+    return max(min(base, floor), base - step * round) if adaptive else base
