@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from mechanex_jax.batch import Completion
+from mechanex_jax.calls import Given
 from mechanex_jax.checkpoints import default_name
 from mechanex_jax.checkpoints.catalogue import find
 from mechanex_jax.checkpoints.progress import Report, silent
@@ -176,7 +177,11 @@ class Job:
 
         def fits(index: int) -> None:
             row = self._row(index)
-            prepare(loaded, row.prompt, GenerationConfig(**row.arguments), "prompt", session.steering)
+            config = GenerationConfig(**row.arguments)
+            if config.needs_policy:
+                session.policy.prepare(Given(loaded, [row.prompt], [config], ["prompt"], [0], [0]))
+            else:
+                prepare(loaded, row.prompt, config, "prompt", session.steering)
 
         pending = [index for index in range(self.total) if index not in self._output.offsets]
         self._check(pending, fits)

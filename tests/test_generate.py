@@ -47,7 +47,8 @@ def test_the_documented_arguments_have_their_documented_order_and_defaults():
         "adaptive_top_p_schedule=None, confidence_triggered_regeneration=False, confidence_threshold=0.5, "
         "code_unit_tests=None, policy=None, policy_id=None, include_trace=False, *, seed=None, stop=None, chat=False, "
         "model=None, min_tokens=0, repetition_penalty=None, presence_penalty=None, frequency_penalty=None, "
-        "logit_bias=None, constraint=None, json_whitespace=False, beam_width=4, length_penalty=1.0, early_stopping=False, "
+        "logit_bias=None, constraint=None, json_whitespace=False, forbidden_terms=None, steering_layers=None, "
+        "steering_scope='all', beam_width=4, length_penalty=1.0, early_stopping=False, "
         "speculative_steps=4, voting='majority', ensemble_weights=None, transform=None, edits=None, details=False"
     )
     signature = inspect.signature(mechanex_jax.generation.generate)
@@ -288,23 +289,6 @@ def test_a_researchers_parts_made_for_another_model_are_refused_by_name(mx, own,
 def test_a_batch_refuses_what_does_not_fit_its_rows(mx, arguments):
     with pytest.raises((ArgumentError, TypeError)):
         mx.generation.generate_batch(**{"prompts": ["a", "b"], **arguments})
-
-
-LATER = {
-    "best_of_n": 2,
-    "adaptive_temperature": True,
-    "adaptive_top_p_schedule": [0.9],
-    "confidence_triggered_regeneration": True,
-    "code_unit_tests": ["assert True"],
-    "policy": {},
-    "policy_id": "p",
-}
-
-
-@pytest.mark.parametrize("name", LATER)
-def test_what_is_not_served_yet_says_so_by_name(mx, name):
-    with pytest.raises(NotImplementedError, match=name):
-        mx.generation.generate("x", **{name: LATER[name]})
 
 
 # Routing, in sessions of their own and a home folder of their own.

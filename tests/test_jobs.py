@@ -100,7 +100,7 @@ def test_a_row_has_its_own_arguments_and_seed(tmp_path, target):
         ('{"prompt": "a", "temprature": 1}', "Did you mean 'temperature'"),
         ('{"prompt": "a", "temperature": -1}', "temperature"),
         ('{"prompt": "a", "min_p": 0.1}', "min_p"),
-        ('{"prompt": "a", "policy_id": "p"}', "not available"),
+        ('{"prompt": "a", "best_of_n": 0}', "best_of_n"),
         ('{"prompt": "a", "model": "gpt2"}', "model"),
         ('{"prompt": "a", "seed": -1}', "seed"),
         ('{"prompt": "\\ud800"}', "Unicode"),

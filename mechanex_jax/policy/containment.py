@@ -148,12 +148,11 @@ def enter_root(folder: str, owner: int, disk_mib: int) -> None:
         if not os.path.exists(folder + path):
             os.makedirs(os.path.dirname(folder + path), exist_ok=True)
             os.symlink(os.path.realpath(path), folder + path)
+    _attributes(folder, 1 | _NOSUID, flags=0x8000)
+    _attributes(folder + "/tmp", 0, clear=1)
     os.chdir(folder)
-    _call("syscall", pivot_root, b".", b".")
+    _call("syscall", pivot_root, b".", b".")  # the last step that may be refused: there is no way back
     _call("umount2", b".", _DETACH)
-    os.chdir("/")
-    _attributes("/", 1 | _NOSUID, flags=0x8000)
-    _attributes("/tmp", 0, clear=1)
     os.chdir("/tmp")
 
 
@@ -206,9 +205,11 @@ def filter_calls() -> None:
     _call("prctl", 22, 2, ctypes.byref(Program(len(steps), block)), 0, 0)
 
 
-def _tasks_of_user() -> int:
-    """How many processes and threads the user has, outside of a user namespace: the limit counts them all."""
+def _tasks_of_user() -> int | None:
+    """How many processes and threads the user has, outside of a user namespace: the limit counts them all. None: unknown."""
     count, user = 0, os.getuid()
+    if not os.path.isdir("/proc/self/task"):
+        return None
     for name in os.listdir("/proc"):
         if name.isdigit():
             try:
@@ -217,6 +218,24 @@ def _tasks_of_user() -> int:
             except OSError:
                 pass
     return count
+
+
+def _held_to_processes() -> bool:
+    """Whether a limit of none stops a fork. Root is never held, even where it goes by another name in a user namespace."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    resource.setrlimit(resource.RLIMIT_NPROC, (0, hard))
+    try:
+        child = os.fork()
+    except OSError:
+        return True
+    finally:
+        resource.setrlimit(resource.RLIMIT_NPROC, (soft, hard))
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return False
 
 
 def take_limits(job: dict, tasks: int | None) -> list[str]:
@@ -235,33 +254,33 @@ def take_limits(job: dict, tasks: int | None) -> list[str]:
     limit("RLIMIT_FSIZE", job["file_mib"] * mib)
     limit("RLIMIT_NOFILE", job["open_files"])
     refused = [] if limit("RLIMIT_AS", job["memory_mib"] * mib) and LINUX else [MEMORY]
-    held = tasks is not None and limit("RLIMIT_NPROC", tasks + job["processes"])
+    held = tasks is not None and _held_to_processes() and limit("RLIMIT_NPROC", tasks + job["processes"])
     return refused if held else [*refused, FORKS]
 
 
 def shut_in(job: dict, refused: list[str], user_namespace: bool) -> list[str]:
     """All that the runner does to itself before generated code runs; what was refused."""
     folder, root = job["folder"], os.geteuid() == 0
-    uid = _FIRST_UID + job["number"] if root else os.geteuid()
-    if root:
-        os.chown(folder, uid, uid)
+    other = _FIRST_UID + job["number"] if root else 0
+    if other and not tried(os.chown, folder, other, other):  # a container that knows root only
+        other = 0
     if LINUX:
         tried(_write, "/proc/self/oom_score_adj", "1000")  # where memory runs out, this goes first
-    entered = job["namespaces"] and tried(enter_root, folder, uid, job["disk_mib"])
-    if not entered:
+    if not (job["namespaces"] and tried(enter_root, folder, other or os.geteuid(), job["disk_mib"])):
         refused = [*refused, READING, WRITING, DISK]
+        if LINUX:
+            tried(_call, "umount2", folder.encode(), _DETACH)  # what an attempt left
         os.chdir(folder)
-    dropped = root and not user_namespace and LINUX and _become(uid)
+    dropped = other > 0 and LINUX and _become(other)
     if dropped:
         refused = [name for name in refused if name != PROCESSES]
-    elif root and not entered:
-        os.chown(folder, 0, 0)  # about to lose the right to use what is another's
+    elif other:
+        os.chown(".", 0, 0)  # about to lose the right to use what is another's
     if LINUX:
         tried(_drop_capabilities)
         prctl(NO_NEW_PRIVS, 1)
         prctl(PDEATHSIG, signal.SIGKILL)  # last: a change of user clears it
-    # Root is never held to a number of processes, whatever its name in a user namespace.
-    tasks = None if not LINUX or (job["root"] and not dropped) else 1 if dropped else 2 if user_namespace else _tasks_of_user()
+    tasks = 1 if dropped else 2 if user_namespace else _tasks_of_user()
     refused = [*refused, *take_limits(job, tasks)]
     if LINUX and tried(filter_calls):
         refused = [name for name in refused if name != SHARED]

@@ -14,9 +14,20 @@ On Linux with namespaces, which an unprivileged user needs `user` namespaces for
 - is held to CPU time, memory and file size a process, and to a number of processes and threads.
 It is killed at the time limit, when this process is killed, and on Ctrl-C. What it prints is thrown away.
 
-What the system at hand refuses is in every `TestResult.uncontained`, and in `uncontained()`. Without namespaces (a container
-that forbids them, macOS) most of the above is: then only time, memory and sizes are limited, and, on Linux, what it leaves
-running is found and ended. Windows has none of this: plug in a runner of your own (`UnitTestRunner`), such as a remote one.
+What the system at hand refuses is in every `TestResult.uncontained`, and in `uncontained()`.
+Its words, and what they mean:
+- ``the network``: connections to anywhere;
+- ``processes of the same user``: it can signal them, and read their environment;
+- ``reading files outside its folder``, ``writing files outside its folder``: as far as the user may;
+- ``filling the disk with files``: each file is limited, their number is not;
+- ``the number of processes``, ``the memory used``: only the time limit ends a fork bomb, or a process that grows;
+- ``processes that leave their process group``: they outlive the run;
+- ``System V shared memory of the same user``;
+- ``system calls that make namespaces, trace processes or load programs into the kernel``: a seccomp filter refuses them where
+  there is one (x86-64, 64-bit ARM and RISC-V).
+Without namespaces (a container that forbids them, an old kernel: 5.12 is needed for files) the first five are open; what the
+code leaves running is found and ended on Linux all the same. macOS has none of it, and all ten are. Windows cannot run the
+child at all: plug in a runner of your own (`UnitTestRunner`), such as a remote one.
 
 Not contained anywhere:
 - Memory is limited per process: `processes` times `memory_mib` in the worst case, though first in line when memory runs out.
