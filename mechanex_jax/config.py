@@ -258,8 +258,8 @@ def _vote(name: str, value: Any) -> None:
 
 
 def _drafted(name: str, value: Any) -> None:
-    if isinstance(value, bool) or value not in (1, 2, 4, 8):
-        raise expected(name, value, "1, 2, 4 or 8 drafted tokens a round")
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= 8:
+        raise expected(name, value, "1 to 8 drafted tokens a round")
 
 
 def _early(name: str, value: Any) -> None:

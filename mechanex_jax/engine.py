@@ -14,7 +14,7 @@ from mechanex_jax import rows
 from mechanex_jax.batch import Batch, Completion, Request
 from mechanex_jax.edits import compose
 from mechanex_jax.loading import LoadedModel
-from mechanex_jax.runners import Runner, runner_of
+from mechanex_jax.runners import RUNNERS, Runner
 
 MICRO_BATCH = 32
 
@@ -65,14 +65,14 @@ def run(
 
 def _micro_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[Runner, list[int]]]:
     """Rows that can decode together, alike in steps first, then in prompt length: they then waste little on each other."""
-    groups: dict[tuple[str | None, Hashable], list[int]] = {}
+    groups: dict[tuple[str, Hashable], list[int]] = {}
     for index, request in enumerate(requests):
-        group = runner_of(request.config).group(request.config)
-        groups.setdefault((request.config.loop, group), []).append(index)
+        group = RUNNERS[request.loop].group(request.config)
+        groups.setdefault((request.loop, group), []).append(index)
     for members in groups.values():
-        config = requests[members[0]].config
-        runner = runner_of(config)
-        step = max(1, size // runner.width(config))
+        first_of = requests[members[0]]
+        runner = RUNNERS[first_of.loop]
+        step = max(1, size // runner.width(first_of.config))
         order = sorted(members, key=lambda i: (requests[i].config.max_tokens, len(requests[i].tokens)))
         for first in range(0, len(order), step):
             yield runner, order[first : first + step]
@@ -80,5 +80,5 @@ def _micro_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[Run
 
 def stream(loaded: LoadedModel, request: Request, key: jax.Array, *, transform: Any = None, edits: Any = None) -> Iterator[str]:
     """The text of one request in final pieces; joined, they are the text that `run` returns."""
-    runner = runner_of(request.config)
+    runner = RUNNERS[request.loop]
     return runner.stream(runner, Batch(loaded, [request], key[None], transform, compose(edits)))

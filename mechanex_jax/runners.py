@@ -12,6 +12,7 @@ import numpy as np
 from mechanex_jax import loops
 from mechanex_jax.batch import Batch, Completion
 from mechanex_jax.config import GenerationConfig
+from mechanex_jax.textvote import text_vote
 
 
 def _in_one_piece(runner: Runner, batch: Batch) -> Iterator[str]:
@@ -122,7 +123,7 @@ def _stream_speculative(runner: Runner, batch: Batch) -> Iterator[str]:
 
 
 def _ensemble(batch: Batch) -> list[Completion]:
-    """All members in one loop, where they share a tokeniser; steering acts on the loaded model."""
+    """All members in one loop, because they share a tokenizer; steering acts on the loaded model."""
     config, partners = batch.requests[0].config, batch.requests[0].partners
     arguments = batch.arguments()
     own = (arguments.pop("edits"), *[None] * len(partners))
@@ -138,6 +139,10 @@ def _ensemble(batch: Batch) -> list[Completion]:
     return batch.completions(found, lambda row: trace)
 
 
+def _same_ensemble(config: GenerationConfig) -> Hashable:
+    return tuple(config.ensemble_models or ()), config.voting, tuple(config.ensemble_weights or ())
+
+
 RUNNERS: dict[str, Runner] = {
     "autoregressive": Runner(_autoregressive, _stream_autoregressive),
     "beam": Runner(
@@ -148,13 +153,6 @@ RUNNERS: dict[str, Runner] = {
     "speculative": Runner(
         _speculative, _stream_speculative, group=lambda config: (config.draft_model, config.speculative_steps)
     ),
-    "ensemble": Runner(
-        _ensemble,
-        group=lambda config: (tuple(config.ensemble_models or ()), config.voting, tuple(config.ensemble_weights or ())),
-    ),
+    "ensemble": Runner(_ensemble, group=_same_ensemble),
+    "text-vote": Runner(text_vote, group=_same_ensemble),
 }
-
-
-def runner_of(config: GenerationConfig) -> Runner:
-    """The runner of a row's method."""
-    return RUNNERS[config.loop]

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from jobfiles import COMMAND, ENVIRONMENT, read, work, write
 from typer.testing import CliRunner
@@ -166,6 +167,15 @@ def test_models_lists_the_catalogue_and_what_is_here(smollm2_folder):
     assert listed[0]["bytes"] == size
     table = run("models").stdout
     assert all(entry["name"] in table and entry["licence"] in table for entry in listed)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_models_tells_the_memory_that_a_model_takes_once_loaded(mx, dtype):
+    entry = json.loads(run("models", "--json").stdout)[0]
+    weights = mx.runtime.loading.load(entry["name"], dtype=dtype).model.params
+    assert entry["memory"][dtype] == sum(np.asarray(array).nbytes for array in weights)
+    line = next(line for line in run("models").stdout.splitlines() if entry["name"] in line)
+    assert "538.1 MB (16-bit: 269.0 MB)" in line and entry["description"] in line
 
 
 def test_pull_prints_the_folder_and_nothing_else(smollm2_folder):

@@ -109,7 +109,8 @@ def test_a_subset_of_one_is_greedy_and_a_larger_one_is_not(mx):
         ({"sampling_method": "constrained-beam-search", "draft_model": "small"}, "draft_model"),
         ({"draft_model": "no such model"}, "no such model"),
         ({"draft_model": "other words"}, "tokenizer"),
-        ({"speculative_steps": 3, "sampling_method": "ssd"}, "1, 2, 4 or 8"),
+        ({"speculative_steps": 9, "sampling_method": "ssd"}, "1 to 8"),
+        ({"speculative_steps": 2.5, "sampling_method": "ssd"}, "1 to 8"),
     ],
     ids=lambda value: str(value)[:50],
 )

@@ -29,9 +29,21 @@ def test_prompt_lookup_proposes_what_brute_force_finds(longest, shortest):
         length = int(rng.integers(1, 20))
         history = np.concatenate([rng.integers(0, 4, length), np.full(30 - length, rng.integers(0, 4))]).astype(np.int32)
         wanted = continuation(history[:length].tolist(), 5, longest, shortest)
-        assert drafter._continuation(jnp.asarray(history), jnp.int32(length - 1), 5).tolist() == wanted
+        assert drafter._continuation(jnp.asarray(history), jnp.int32(length - 1), 5)[0].tolist() == wanted
         found += wanted[0] >= 0
     assert found > 10
+
+
+def test_what_verifying_costs_is_told_from_rounds_that_are_plain():
+    """A third of the rounds verifies, at three plain steps each."""
+    pace = Pace(4)
+    for _ in range(3):
+        pace.record(0, 8 * 0.03, 8, 0, 8, 0, 0, 0)
+    assert pace.price(4) == 1.0  # as long as nothing is known
+    for _ in range(3):
+        pace.record(4, 3 * 0.09 + 6 * 0.03, 9, 3, 9, 3, 8, 6)
+    assert pace.cost(4) == pytest.approx(0.09) and pace.price(4) == pytest.approx(2.0)
+    assert Pace(4, adaptive=False).price(4) == 0.0
 
 
 def simulate(pace: Pace, costs, accept, rows: int = 1, tokens: int = 400) -> float:
@@ -55,7 +67,7 @@ def simulate(pace: Pace, costs, accept, rows: int = 1, tokens: int = 400) -> flo
                 counts += [1, steps > 0, min(run + 1, steps), run]
                 done[row] += run + 1
         seconds += spent
-        pace.record(steps, spent, turns, *counts.tolist())
+        pace.record(steps, spent, turns, turns if steps else 0, *counts.tolist())
     return seconds
 
 
@@ -75,10 +87,11 @@ def test_drafts_that_are_refused_cost_a_tenth_at_most(costs, rows, scale):
 
 @pytest.mark.parametrize("accept", [0.6, 0.8, 0.95])
 @pytest.mark.parametrize(("costs", "rows"), [(SINGLE, 1), (BATCH, 8)])
-def test_the_speed_is_within_a_tenth_of_the_best_fixed_number(accept, costs, rows):
-    costs = {steps: cost * 0.03 for steps, cost in costs.items()}
+@pytest.mark.parametrize("most", [4, 8])
+def test_the_speed_is_within_a_tenth_of_the_best_fixed_number(accept, costs, rows, most):
+    costs = {steps: cost * 0.03 for steps, cost in costs.items() if steps <= most}
     best = min(simulate(Pace(steps, adaptive=False), costs, lambda n: accept, rows, 600) for steps in costs)
-    pace = Pace()
+    pace = Pace(most)
     simulate(pace, costs, lambda n: accept, rows, 600)
     assert simulate(pace, costs, lambda n: accept, rows, 600) < 1.1 * best
 
@@ -89,11 +102,12 @@ def test_drafting_is_tried_again_when_the_text_changes():
     assert half < 0.85 * 400 * costs[0]
 
 
-def test_few_numbers_of_drafted_tokens_are_ever_used():
-    used = Pace(4)
+@pytest.mark.parametrize("most", [1, 3, 4, 6, 8])
+def test_few_numbers_of_drafted_tokens_are_ever_used_and_none_above_the_one_asked_for(most):
+    used, costs = Pace(most), {s: 0.03 * (1 + 0.1 * s) for s in range(9)}
     for accept in (0.0, 0.5, 0.99):
-        simulate(used, {s: c * 0.03 for s, c in SINGLE.items()}, lambda n: accept)  # noqa: B023
-    assert set(used.costs) <= {0, 1, 2, 4, 8}
+        simulate(used, costs, lambda n: accept)  # noqa: B023
+    assert most in used.costs and set(used.costs) <= {0, 1, 2, 4, 8, most} and max(used.costs) == most
     fixed = Pace(2, adaptive=False)
     simulate(fixed, SINGLE, lambda n: 0.5)
     assert set(fixed.costs) == {2}

@@ -173,13 +173,15 @@ def test_an_unknown_preset_lists_the_eight(steering):
 def test_a_preset_is_computed_once_and_kept_apart(steering, monkeypatch):
     first = steering.preset("tone_control")
     (path,) = (steering.store.folder / "presets").iterdir()
-    assert steering.list() == [] and first.additions["resid_pre"].keys() == {1}
+    assert steering.list() == [] and first.additions["resid_pre"].keys() == {2}
     monkeypatch.setattr(presets.methods, "make", None)  # a second computation would fail
     half = steering.preset("tone_control", 0.5)
-    np.testing.assert_allclose(half.additions["resid_pre"][1], 0.5 * first.additions["resid_pre"][1], rtol=1e-6)
+    np.testing.assert_allclose(
+        half.additions["resid_pre"][2], 0.5 / PRESETS["tone_control"].strength * first.additions["resid_pre"][2], rtol=1e-5
+    )
     monkeypatch.undo()
     path.write_bytes(path.read_bytes()[:-9])
-    np.testing.assert_array_equal(steering.preset("tone_control").additions["resid_pre"][1], first.additions["resid_pre"][1])
+    np.testing.assert_array_equal(steering.preset("tone_control").additions["resid_pre"][2], first.additions["resid_pre"][2])
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------

@@ -13,8 +13,8 @@ import torch
 import mechanex_jax as mechanex
 from mechanex_jax.errors import ArgumentError, MechanexError
 from mechanex_jax.loops import forward
-from mechanex_jax.steering import Steering, Store, activations, methods, perceptron
-from mechanex_jax.steering.examples import batches, check, examples, layers_of, read_rows, width
+from mechanex_jax.steering import Steering, Store, activations, few_shot, methods, perceptron
+from mechanex_jax.steering.examples import batches, check, examples, layers_of, pad, read_rows, width
 
 PROMPTS = ["the future of art is", "hands of the users in", "artificial intelligence"]
 POSITIVE = [" the future of the users", " in the hands", " is art"]
@@ -99,6 +99,41 @@ def test_another_number_of_answers_goes_with_every_prompt(tiny):
         for answers in (POSITIVE, NEGATIVE[:1])
     ]
     np.testing.assert_allclose(made.vectors[0], sides[0] - sides[1], rtol=0, atol=2e-5)
+
+
+def test_a_beginning_that_all_share_is_run_once_and_changes_nothing(tiny):
+    loaded, hf = tiny
+    prompts = [f"the users of the art of intelligence in the hands of the future {end}" for end in ("is", "of", "in", "art")]
+    data = check(prompts, POSITIVE * 2 + NEGATIVE[:1], NEGATIVE)
+    rows = examples(loaded, data)
+    shared = activations.Shared(loaded, rows, 2, "resid_pre")
+    assert shared.length >= 8 and len(rows) >= 8
+    assert all(whole.tokens[shared.length :] == rest.tokens for whole, rest in zip(rows, shared.examples, strict=True))
+    found = activations.read_answers(loaded, rows, (0, 2), "resid_pre")
+    states = activations.heads(loaded, rows, 2, 64)
+    for row, states_of, example in zip(found, states, rows, strict=True):
+        want = activations64(hf, list(example.tokens))["resid_pre"]
+        np.testing.assert_allclose(row, want[[0, 2], example.start :].mean(1), rtol=0, atol=2e-5)
+        np.testing.assert_allclose(states_of[: len(example.tokens)], want[2], rtol=0, atol=2e-5)
+        assert not states_of[len(example.tokens) :].any()
+
+
+def test_the_loss_of_few_shot_is_that_of_the_whole_models_logits(tiny):
+    loaded, _ = tiny
+    rows = examples(loaded, DATA)
+    batch = pad(rows, np.arange(len(rows)), 8, 48)
+    hidden, model = activations.head(loaded, batch, 1), activations.tail(loaded.model, 1)
+    got, norms = few_shot.loss(jnp.zeros((2, 64)), model, hidden, few_shot.fields(batch, rows), "resid_pre", (0, 2))
+    out = forward(loaded, batch.tokens, lengths=batch.lengths, capture=("resid_pre",))
+    each, entering = [], []
+    for index, row in enumerate(rows):
+        logits = np.asarray(out.logits[index], np.float64)
+        logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+        chosen = np.array([logp[i - 1, row.tokens[i]] for i in range(row.start, min(len(row.tokens), row.start + 16))])
+        each.append(np.mean(-chosen if row.positive else -np.log1p(-np.exp(np.minimum(chosen, -1e-3)))))
+        entering.append(np.linalg.norm(out.captured["resid_pre"][index, [1, 3], : len(row.tokens)], axis=-1))
+    np.testing.assert_allclose(got, np.mean(each), rtol=1e-5)
+    np.testing.assert_allclose(norms, np.median(np.concatenate(entering, axis=-1), axis=-1), rtol=1e-5)
 
 
 def test_a_tail_behind_its_head_is_the_whole_model(tiny):

@@ -123,6 +123,11 @@ class Model:
         """The matrix that turns the last hidden state into logits."""
         return self._module().unembedding.kernel[...]
 
+    def predict(self, hidden: Float[jax.Array, "... D"]) -> Float[jax.Array, "... V"]:
+        """The logits that follow from activations as they leave the last block."""
+        module = self._module()
+        return module.unembedding(module.norm(hidden))
+
     def extend(
         self,
         cache: kv_cache.Cache,

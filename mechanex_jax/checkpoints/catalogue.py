@@ -53,6 +53,7 @@ class Entry:
       name: what `mx.load` is given; `aliases` are further names for it.
       source: where the files come from.
       context: the longest sequence in tokens.
+      parameters: how many numbers the weights are; a matrix used twice counts once.
       default: whether `mx.load()` without a name means this one.
     """
 
@@ -62,6 +63,7 @@ class Entry:
     licence: str
     architecture: str
     context: int
+    parameters: int
     description: str
     default: bool = False
 

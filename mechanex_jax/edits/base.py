@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float, Int32
 
 from mechanex_jax import rows
@@ -33,7 +34,8 @@ class Where(NamedTuple):
 class Edit(Protocol):
     """A pure function of one row's activations at one site. Implementations are row trees; `site` is static.
 
-    An edit may also have `check(layers, width)`, called on the host before anything compiles (see `check`).
+    An edit may also have `check(layers, width)`, called on the host before anything compiles (see `check`), and
+    `acts(layer) -> bool []`, whether it does anything at a layer: where no row's does, `apply` is not run.
     """
 
     @property
@@ -107,8 +109,15 @@ class Taps:
     def __call__(self, site: str, layer: Int32[jax.Array, ""], x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
         for edit in self.edits:
             if edit.site == site:
-                apply = jax.vmap(lambda e, h, w: e.apply(h, layer, w), in_axes=(rows.row_axes(edit), 0, 0))
-                x = apply(edit, x, self.where)
+                x = self._apply(edit, layer, x)
         if site in self.capture:
             self.captured[site] = x
         return x
+
+    def _apply(self, edit: Any, layer: jax.Array, x: jax.Array) -> jax.Array:
+        axes = rows.row_axes(edit)
+        apply = jax.vmap(lambda e, h, w: e.apply(h, layer, w), in_axes=(axes, 0, 0))
+        if not hasattr(edit, "acts"):
+            return apply(edit, x, self.where)
+        acts = jax.vmap(lambda e: e.acts(layer), in_axes=(axes,))(edit)
+        return jax.lax.cond(jnp.any(acts), lambda: apply(edit, x, self.where), lambda: x)

@@ -67,6 +67,10 @@ class Gate(Operation):
 
     decision: Any = rows.nested()
 
+    def acts(self, layer: jax.Array) -> jax.Array:
+        """A decision costs a hundred times an addition: it is made at the listed layers only."""
+        return jnp.any(self.when.layers == layer) & (self.when.strength != 0)
+
     def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
         opening = self.decision.opening(h, entry)[:, None]
         return jnp.where(opening == 0, h, h + opening * weight * self.vectors[entry])

@@ -17,8 +17,8 @@ from jaxtyping import Float32, Int32
 from mechanex_jax import rows
 from mechanex_jax.edits import compose
 from mechanex_jax.errors import expected
-from mechanex_jax.loops.prefill import bucket
 from mechanex_jax.loops.ensemble import VOTING, shares_of
+from mechanex_jax.loops.prefill import bucket
 
 _LARGEST_CHUNK, _SMALLEST_CHUNK = 512, 8
 _LOGITS = 2**25  # numbers that the logits of one chunk may have: 128 MiB

@@ -25,7 +25,7 @@ from mechanex_jax.errors import expected
 from mechanex_jax.loops import autoregressive
 from mechanex_jax.loops.autoregressive import Carry, DecodeResult, FinishReason, Program, append, decode_chunk, standing
 from mechanex_jax.loops.drafters import Drafter, Proposal
-from mechanex_jax.loops.pace import CHOICES, Pace
+from mechanex_jax.loops.pace import MOST, Pace
 from mechanex_jax.loops.stops import StopTable
 from mechanex_jax.transforms.base import apply_rows
 from mechanex_jax.transforms.draw import draw_rows
@@ -49,6 +49,7 @@ class SpeculativeCarry:
       base: as plain decoding has it, so that plain chunks may come in between.
       draft: the drafter's state.
       rounds: int32 [B], calls of the target in which the row was running, plain steps included.
+      verified: int32 [B], of these, those that were no plain steps.
       proposed: int32 [B], rounds in which it had a proposal.
       drafted: int32 [B], tokens proposed.
       tested: int32 [B], of these, those that the target came to: all before the first one refused, and that one.
@@ -58,6 +59,7 @@ class SpeculativeCarry:
     base: Carry
     draft: Any
     rounds: jax.Array
+    verified: jax.Array
     proposed: jax.Array
     drafted: jax.Array
     tested: jax.Array
@@ -167,6 +169,7 @@ def _verify(program: SpeculativeProgram, carry: SpeculativeCarry, proposal: Prop
         base=following,
         draft=drafter.commit(carry.draft, following, kept, out.captured if drafter.capture else {}),
         rounds=carry.rounds + live.astype(jnp.int32),
+        verified=carry.verified + live.astype(jnp.int32),
         proposed=carry.proposed + (live & (drafted > 0)).astype(jnp.int32),
         drafted=carry.drafted + jnp.where(live, drafted, 0),
         tested=tested,
@@ -220,7 +223,7 @@ def _follow(drafter: Any, state: Any, base: Carry) -> Any:
 # As in plain decoding, unused inputs are kept so that all outputs are committed to their device, or chunks compile twice.
 @partial(jax.jit, keep_unused=True)
 def _begin(drafter: Any, base: Carry) -> Any:
-    zeros = tuple(jnp.zeros_like(base.generated) for _ in range(5))
+    zeros = tuple(jnp.zeros_like(base.generated) for _ in range(6))
     return drafter.follow(drafter.init(base), base), zeros
 
 
@@ -248,7 +251,7 @@ def speculative_start(
         raise expected(
             "drafter", f"a vocabulary of {draft_size}", f"the target's, of {size}", "Draft with a model of its family."
         )
-    arguments.setdefault("spare", max(CHOICES))
+    arguments.setdefault("spare", MOST)
     target, base = autoregressive.start(model, prompt_tokens, prompt_lengths, transform, **arguments)
     drafter = jax.device_put(rows.broadcast_rows(drafter, len(base.finish)))
     draft, zeros = _begin(drafter, base)
@@ -263,18 +266,28 @@ def speculative_advance(program: SpeculativeProgram, carry: SpeculativeCarry, pa
         live = int(np.sum(np.asarray(carry.finish) == FinishReason.RUNNING))
         steps, until = pace.choose(live)
         begun = time.perf_counter()
-        carry = _chunk(program, carry, until, steps)
+        carry = _chunk(_priced(program, pace.price(steps)), carry, until, steps)
         autoregressive.running(carry)
         seconds = time.perf_counter() - begun
         after = _counts(carry)
         new = after - before
         before = after
-        pace.record(steps, seconds, int(new[0].max(initial=0)), *(int(count) for count in new.sum(axis=1)))
+        turns, verified = (int(count.max(initial=0)) for count in new[:2])
+        pace.record(steps, seconds, turns, verified, *(int(count) for count in new[[0, 2, 3, 4]].sum(axis=1)))
         yield carry
 
 
+def _priced(program: SpeculativeProgram, price: float) -> SpeculativeProgram:
+    """Tell a drafter that asks, by a row field `price`, how many tokens a proposal must bring for verifying it to pay."""
+    asked = getattr(program.drafter, "price", None)
+    if asked is None:
+        return program
+    prices = jax.device_put(np.full(asked.shape, price, np.float32), asked.sharding)
+    return program._replace(drafter=dataclasses.replace(program.drafter, price=prices))
+
+
 def _counts(carry: SpeculativeCarry) -> np.ndarray:
-    return np.stack(jax.device_get((carry.rounds, carry.proposed, carry.tested, carry.accepted)))
+    return np.stack(jax.device_get((carry.rounds, carry.verified, carry.proposed, carry.tested, carry.accepted)))
 
 
 def speculative_stats(carry: SpeculativeCarry) -> SpeculationStats:
@@ -314,8 +327,8 @@ def speculative_decode(
 
     Args:
       drafter: from `model_drafter` or `prompt_lookup`, or one's own `Drafter`.
-      steps: tokens drafted a round, one of 1, 2, 4, 8; 0 is plain decoding.
-      adaptive: go up or down from `steps`, to 0 if need be, by measured acceptance and cost.
+      steps: tokens drafted a round, at most 8; 0 is plain decoding.
+      adaptive: draft less, or nothing, by measured acceptance and cost.
       pace: what was measured in earlier calls of this batch size with this model and drafter; it brings its own `steps` and
         `adaptive`. None: measure anew.
       capacity: cache positions; 9 more are needed than prompt and max_new_tokens take.

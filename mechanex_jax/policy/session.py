@@ -125,7 +125,10 @@ class Policies:
     @staticmethod
     def _kept(policy: Policy) -> dict[str, Any]:
         """What was given, as JSON has it: what was left out stays so."""
-        return plain("policy", policy.given)
+        given = dict(policy.given)
+        if policy.constraints.json_schema is not None:  # whatever form it was given in
+            given["constraints"] = {**given["constraints"], "json_schema": policy.constraints.json_schema}
+        return plain("policy", given)
 
     # --- run ---
 

@@ -57,6 +57,10 @@ class Example:
     positive: bool
     group: int
 
+    def cut(self, count: int) -> Example:
+        """With no more than `count` tokens of the answer."""
+        return dataclasses.replace(self, tokens=self.tokens[: self.start + count])
+
 
 def texts(name: str, values: Any) -> tuple[str, ...]:
     """A list of texts.

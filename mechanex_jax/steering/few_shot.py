@@ -12,12 +12,12 @@ import numpy as np
 
 from mechanex_jax import edits, rows
 from mechanex_jax.steering import activations
-from mechanex_jax.steering.examples import Batch, Example, batches, pad, width
+from mechanex_jax.steering.examples import Batch, Example, pad
 from mechanex_jax.steering.made import Made, Task
 
 _POSITIONS = 512  # rows times width of a training step: logits of that many positions are in memory
-_ANSWER = 32  # tokens of an answer that are trained on: its manner shows early, and long ones would cost the most
-_MEASURED = 16  # examples that tell how large activations are
+_ANSWER = 16  # tokens of an answer that are trained on: its manner shows early, and long ones would cost the most
+_MULTIPLE = 8  # the length of all rows is the next one of it
 _WINDOW, _GAIN = 8, 0.03  # stop where the mean loss of so many steps is not this share below that of those before
 _START = 0.01  # norm of the first vectors, of a bound of 1
 _B2 = 0.99
@@ -26,22 +26,30 @@ _B2 = 0.99
 def loss(vectors: jax.Array, model: Any, hidden: jax.Array, batch: dict[str, jax.Array], site: str, layers: Sequence[int]):
     """Mean over rows of the mean over an answer's tokens: -log p for positives, -log(1 - p) for negatives.
 
+    With it goes the median norm of the activations that enter each of `layers`, [N].
+
     Args:
       vectors: [N, D], added at `layers` (counted from the model's first, a tail's).
       model: `activations.tail`.
       hidden: [B, S, D], what the first layer is given.
-      batch: tokens [B, S], lengths [B], mask [B, S] of the answers, sign [B] (1, -1, or 0 for rows that don't count).
+      batch: tokens [B, S], lengths [B], and of the answers: places [B, K] in the text, mask [B, K] of those that there are,
+        sign [B] (1, -1, or 0 for rows that don't count).
     """
     tokens, mask, sign = batch["tokens"], batch["mask"], batch["sign"]
     steered = rows.broadcast_rows(edits.add(vectors, np.asarray(layers), site=site), tokens.shape[0])
     cache = model.init_cache(*tokens.shape)
-    out = model.extend(cache, tokens, batch["lengths"], (activations.resume(hidden), steered), logits="all")
-    logp = activations.token_logprobs(out.logits, tokens)
+    given = (activations.resume(hidden), steered)
+    out = model.extend(cache, tokens, batch["lengths"], given, logits="none", capture=("resid_pre", "resid_post"))
+    logp = activations.logprobs_at(model, out.captured["resid_post"][:, -1], tokens, batch["places"])
     # log(1 - p), its slope bounded where p is near 1.
     other = jnp.log1p(-jnp.exp(jnp.minimum(logp, -1e-3)))
     per_token = jnp.where(sign[:, None] > 0, -logp, -other)
     per_row = jnp.sum(per_token * mask, axis=-1) / jnp.maximum(jnp.sum(mask, axis=-1), 1.0)
-    return jnp.sum(per_row * jnp.abs(sign)) / jnp.maximum(jnp.sum(jnp.abs(sign)), 1.0)
+    counted = jnp.abs(sign)
+    real = (jnp.arange(tokens.shape[1]) < batch["lengths"][:, None]) & (counted > 0)[:, None]
+    entering = [out.captured["resid_pre"][:, layer].astype(jnp.float32) for layer in layers]
+    norms = jnp.stack([jnp.nanmedian(jnp.where(real, jnp.linalg.norm(x, axis=-1), jnp.nan)) for x in entering])
+    return jnp.sum(per_row * counted) / jnp.maximum(jnp.sum(counted), 1.0), jax.lax.stop_gradient(norms)
 
 
 @partial(jax.jit, static_argnames=("site", "layers"))
@@ -50,25 +58,26 @@ def _step(relative, state, rates, model, hidden, batch, site, layers):
     import optax
 
     bound, rate = rates
-    value, gradient = jax.value_and_grad(lambda p: loss(p * bound[:, None], model, hidden, batch, site, layers))(relative)
+
+    def of(relative: jax.Array) -> Any:
+        return loss(relative * bound[:, None], model, hidden, batch, site, layers)
+
+    (value, norms), gradient = jax.value_and_grad(of, has_aux=True)(relative)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which callers may have forbidden
         updates, state = optax.scale_by_adam(b2=_B2).update(gradient, state)
     relative = relative - rate * updates
-    norm = jnp.linalg.norm(relative, axis=-1, keepdims=True)
-    return relative / jnp.maximum(norm, 1.0), state, value
+    length = jnp.linalg.norm(relative, axis=-1, keepdims=True)
+    return relative / jnp.maximum(length, 1.0), state, value, norms
 
 
-def _cut(example: Example) -> Example:
-    tokens = example.tokens[: example.start + _ANSWER]
-    return Example(tokens, example.start, example.positive, example.group)
-
-
-def _fields(batch: Batch, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+def fields(batch: Batch, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+    """What `loss` takes of a batch of these examples."""
     sign = np.zeros(len(batch.tokens), np.float32)
     sign[: len(batch.indices)] = [1 if examples[i].positive else -1 for i in batch.indices]
-    mask = batch.answers()
-    mask[:, 0] = False  # what nothing precedes has no probability
-    return {"tokens": batch.tokens, "lengths": batch.lengths, "mask": mask.astype(np.float32), "sign": sign}
+    places = batch.starts[:, None] + np.arange(_ANSWER, dtype=np.int32)
+    mask = (places < batch.lengths[:, None]) & (places > 0)  # what nothing precedes has no probability
+    places = np.where(mask, places, 1)
+    return {"tokens": batch.tokens, "lengths": batch.lengths, "places": places, "mask": mask.astype(np.float32), "sign": sign}
 
 
 def _minibatches(examples: Sequence[Example], count: int, rng: np.random.Generator) -> Iterator[list[int]]:
@@ -87,23 +96,15 @@ class _Frozen:
     """What the layers before the first steered one compute, kept on the host: training runs the rest only."""
 
     def __init__(self, task: Task, examples: Sequence[Example], first: int):
-        self.size = width(max(len(example.tokens) for example in examples))
-        spec = task.loaded.model.spec
-        self.hidden = np.zeros((len(examples), self.size, spec.width), task.loaded.model.dtype)
-        for batch in batches(examples):
-            states = np.asarray(activations.head(task.loaded, batch, first))
-            for row, index in enumerate(batch.indices):
-                length = batch.lengths[row]
-                self.hidden[index, :length] = states[row, :length]
-        some = [examples[i] for i in np.linspace(0, len(examples) - 1, min(len(examples), _MEASURED)).astype(int)]
-        means = activations.read_answers(task.loaded, some, task.layers, "resid_pre", samples=8)
-        self.norms = np.nanmedian(np.linalg.norm(means, axis=-1), axis=(0, 2))  # [N], of a typical token
+        longest = max(len(example.tokens) for example in examples)
+        self.size = -(-longest // _MULTIPLE) * _MULTIPLE
+        self.hidden = activations.heads(task.loaded, examples, first, self.size)
 
     def rows(self, examples: Sequence[Example], chosen: Sequence[int], count: int) -> tuple[Any, dict[str, np.ndarray]]:
         batch = pad([examples[i] for i in chosen], np.array(chosen), count, self.size)
         hidden = np.zeros((count, *self.hidden.shape[1:]), self.hidden.dtype)
         hidden[: len(chosen)] = self.hidden[chosen]
-        return hidden, _fields(batch, examples)
+        return hidden, fields(batch, examples)
 
 
 def few_shot(task: Task) -> Made:
@@ -116,23 +117,29 @@ def few_shot(task: Task) -> Made:
     """
     import optax
 
-    examples = [_cut(example) for example in task.examples]
+    examples = [example.cut(_ANSWER) for example in task.examples]
     first, rng = min(task.layers), np.random.default_rng(task.seed)
     frozen, model = _Frozen(task, examples, first), activations.tail(task.loaded.model, first)
     layers = tuple(layer - first for layer in task.layers)
     dimension = model.spec.width
-    bound = jnp.asarray(task.settings["max_norm"] / len(layers) * frozen.norms, jnp.float32)
-    rates = (bound, jnp.float32(task.settings["learning_rate"] / dimension**0.5))
+    rate = jnp.float32(task.settings["learning_rate"] / dimension**0.5)
     start = rng.normal(size=(len(layers), dimension)).astype(np.float32)
     relative = jnp.asarray(_START * start / np.linalg.norm(start, axis=-1, keepdims=True))
     state = optax.scale_by_adam(b2=_B2).init(relative)
     count = min(len(examples), max(2, _POSITIONS // frozen.size))
     window = min(_WINDOW, -(-len(examples) // count))
     chosen, curve, steps = _minibatches(examples, count, rng), [], task.settings["steps"]
-    for step in range(steps):
-        hidden, batch = frozen.rows(examples, next(chosen), count)
+
+    def run(relative: jax.Array, state: Any, bound: jax.Array, rows_of: Sequence[int]) -> Any:
+        hidden, batch = frozen.rows(examples, rows_of, count)
         with jax.default_device(task.loaded.device):
-            relative, state, value = _step(relative, state, rates, model, hidden, batch, task.site, layers)
+            return _step(relative, state, (bound, rate), model, hidden, batch, task.site, layers)
+
+    # With a bound of 0 a step moves nothing and tells how large activations are.
+    *_, norms = run(relative, state, jnp.zeros(len(layers)), np.linspace(0, len(examples) - 1, count).astype(int).tolist())
+    bound = task.settings["max_norm"] / len(layers) * norms
+    for step in range(steps):
+        relative, state, value, _ = run(relative, state, bound, next(chosen))
         curve.append(float(value))
         task.report(step + 1, steps)
         if len(curve) >= 2 * window + 2:
@@ -140,6 +147,6 @@ def few_shot(task: Task) -> Made:
             if now > before * (1 - _GAIN):
                 break
     vectors = np.asarray(relative * bound[:, None])
-    norms = np.linalg.norm(vectors, axis=-1)
-    metrics = {"loss": curve, "norm": norms.tolist(), "relative_norm": (norms / frozen.norms).tolist()}
+    lengths = np.linalg.norm(vectors, axis=-1)
+    metrics = {"loss": curve, "norm": lengths.tolist(), "relative_norm": (lengths / np.asarray(norms)).tolist()}
     return Made(vectors, metrics=metrics)

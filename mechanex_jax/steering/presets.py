@@ -20,7 +20,7 @@ from mechanex_jax.steering.examples import Data, examples, read_rows
 from mechanex_jax.steering.store import Store
 from mechanex_jax.steering.vector import SteeringVector, VectorError
 
-_RECIPE = 1  # counted up when the same data is to give other vectors
+_RECIPE = 2  # counted up when the same data is to give other vectors
 FOLDER = Path(__file__).resolve().parent / "presets"
 
 
@@ -28,13 +28,15 @@ FOLDER = Path(__file__).resolve().parent / "presets"
 class Preset:
     """Attributes:
     name: as `steering_preset` takes it.
-    strength: where the caller gives none.
+    strength: where the caller gives none: on the default model, about 4% more loss on unrelated text.
     span: steered layers, as shares of the model's depth, the end not included.
+    tokens: of an answer, the first so many count: how it begins decides what it becomes.
     """
 
     name: str
     strength: float = 1.0
-    span: tuple[float, float] = (1 / 3, 1 / 2)
+    span: tuple[float, float] = (1 / 2, 2 / 3)
+    tokens: int = 8
 
     def layers(self, depth: int) -> tuple[int, ...]:
         first = min(math.floor(self.span[0] * depth), depth - 1)
@@ -48,14 +50,14 @@ class Preset:
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("brevity", 1.35),
-        Preset("truthfulness", 2.0),
-        Preset("json_compliance", 0.55),
-        Preset("format_rigidity", 0.9),
-        Preset("refusal_strength"),
-        Preset("safety_style"),
-        Preset("domain_specific"),
-        Preset("tone_control"),
+        Preset("brevity", 1.0),
+        Preset("truthfulness", 2.0, (1 / 3, 1 / 2), 48),
+        Preset("json_compliance", 0.7),
+        Preset("format_rigidity", 0.6),
+        Preset("refusal_strength", 0.95),
+        Preset("safety_style", 1.2, tokens=48),  # care is named late in an answer
+        Preset("domain_specific", 0.57, (0.6, 0.77), 16),
+        Preset("tone_control", 0.92),
     )
 }
 
@@ -87,13 +89,15 @@ def vector(loaded: Any, preset: Preset, store: Store, *, report: Report = silent
     chat = loaded.tokenizer.chat_template is not None
     data = preset.data() if chat else _spaced(preset.data())
     layers, digest = preset.layers(loaded.model.spec.layers), data.digest(chat=chat)
-    key = hashlib.sha256(json.dumps([_RECIPE, loaded.fingerprint, digest, layers]).encode()).hexdigest()[:16]
+    recipe = [_RECIPE, loaded.fingerprint, digest, layers, preset.tokens]
+    key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     path = store.folder / "presets" / f"{preset.name}-{key}.safetensors"
     try:
         return SteeringVector.from_bytes(path.read_bytes(), str(path))
     except (FileNotFoundError, VectorError):  # not made yet, or spoiled: it can be made again
         pass
-    made = methods.make("caa", loaded, examples(loaded, data, chat=chat), layers, report=report)
+    begun = [example.cut(preset.tokens) for example in examples(loaded, data, chat=chat)]
+    made = methods.make("caa", loaded, begun, layers, report=report)
     found = SteeringVector(
         made.vectors / np.float32(len(layers)),
         layers,

@@ -6,56 +6,33 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
+from typing import Any
 
 from mechanex_jax import edits
 from mechanex_jax.checkpoints.progress import bar as progress_bar
 from mechanex_jax.checks import check_seed
 from mechanex_jax.errors import NotLocalError, expected
-from mechanex_jax.steering import evaluation, formats, methods, presets
+from mechanex_jax.steering import evaluation, methods, presets
 from mechanex_jax.steering import examples as data
 from mechanex_jax.steering import pairs as pair_writer
+from mechanex_jax.steering.library import Library
 from mechanex_jax.steering.neutral import TEXTS
-from mechanex_jax.steering.store import Store
-from mechanex_jax.steering.vector import SteeringVector, from_mapping
+from mechanex_jax.steering.vector import SteeringVector
 
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
-
-
-@runtime_checkable
-class Session(Protocol):
-    """What steering asks of the runtime."""
-
-    generation: Any
-
-    def local_model(self, name: str | None) -> Any:
-        """The loaded model to run on, after routing; raises where the call belongs elsewhere."""
-        ...
 
 
 def _shown(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
 
 
-class Steering:
-    """Steering vectors in one session.
+class Steering(Library):
+    """Steering vectors in one session: made, kept, measured.
 
     Args:
       session: whose models and generation are used.
       store: where vectors are kept; None is the user's data folder.
     """
-
-    def __init__(self, session: Session | None = None, store: Store | None = None):
-        self.session = session
-        self.store = store or Store()
-
-    def _loaded(self, model: Any) -> Any:
-        if model is not None and not isinstance(model, str):
-            return model
-        assert self.session is not None, "the runtime gives every Steering its session"
-        return self.session.local_model(model)
 
     def generate_vectors(
         self,
@@ -161,104 +138,6 @@ class Steering:
         return self.generate_vectors(
             rows.prompts, rows.positives, rows.negatives or None, layer_idxs, method, name, label, **more
         )
-
-    def add(
-        self,
-        vectors: Mapping[Any, Any] | str | os.PathLike[str],
-        name: str | None = None,
-        label: str | None = None,
-        *,
-        model: str | None = None,
-    ) -> str:
-        """Keep vectors made elsewhere; returns their id.
-
-        Args:
-          vectors: {layer: vector} or a file that `load_vectors` reads; a safetensors file of this library keeps its gate.
-          name, label: words of yours, kept with the vector.
-          model: the loaded model that they are for; None is the one loaded last.
-
-        Raises:
-          ArgumentError: another width or layers than the model's, or a file of another model.
-          VectorError: a corrupt file.
-        """
-        loaded = self._loaded(model)
-        if isinstance(vectors, Mapping):
-            return self.store.add(from_mapping(vectors, loaded, name=name, label=label))
-        whole = formats.read_whole(vectors)
-        if whole is None:
-            return self.store.add(from_mapping(formats.load(vectors), loaded, name=name, label=label))
-        whole.check_model(loaded)
-        return self.store.add(whole)
-
-    def get_vectors(self, vector_id: str) -> dict[Any, np.ndarray]:
-        """{layer: float32 [D]} of a stored vector, as `steering_vector` takes it; a gate is left out.
-
-        Raises:
-          ArgumentError: no vector of this id; the message lists those there are.
-          VectorError: its file is corrupt.
-        """
-        return self.store.get(vector_id).by_layer()
-
-    def describe(self, vector_id: str) -> dict[str, Any]:
-        """What is known of a stored vector besides its numbers; raises as `get_vectors`."""
-        return {"id": vector_id, **self.store.get(vector_id).summary()}
-
-    def save_vectors(self, vectors_or_id: str | Mapping[Any, Any], path: str | os.PathLike[str]) -> None:
-        """Write vectors to a file for other programs.
-
-        Args:
-          vectors_or_id: an id, or {layer: vector} for the model loaded last.
-          path: ends with .json ({layer: numbers}, as the hosted service's client writes it), .safetensors (with all that is
-            known, the gate too) or .gguf (a control vector of llama.cpp: `direction.N` is added behind block N, so a vector
-            that enters layer l is written as `direction.{l - 1}`; layers 0 and 1 have no name there).
-
-        Raises:
-          ArgumentError: an unknown id, another suffix, or what the kind of file cannot hold.
-        """
-        by_id = isinstance(vectors_or_id, str)
-        vector = self.store.get(vectors_or_id) if by_id else from_mapping(vectors_or_id, self._loaded(None))
-        formats.save(vector, path)
-
-    def load_vectors(self, path: str | os.PathLike[str]) -> dict[Any, np.ndarray]:
-        """{layer: float32 [D]} of a file: JSON, safetensors or a GGUF control vector, whatever its name.
-
-        Layers are ints, or names such as `blocks.11.hook_resid_post`, where control vectors of other programs act.
-
-        Raises:
-          ArgumentError: no such file.
-          VectorError: it holds no vectors, or is corrupt.
-        """
-        return formats.load(path)
-
-    def list(self) -> list[dict[str, Any]]:
-        """What is known of all stored vectors, oldest first. A corrupt file is warned of and left alone."""
-        return [{"id": id, **vector.summary()} for id, vector in self.store.items()]
-
-    def delete(self, vector_id: str) -> None:
-        """Remove a stored vector.
-
-        Raises:
-          ArgumentError: no vector of this id.
-        """
-        self.store.delete(vector_id)
-
-    def resolve(self, spec: str | Mapping[Any, Any], model: Any = None) -> edits.Steering:
-        """What generation adds at strength 1: of an id, or of {layer: vector}.
-
-        Args:
-          spec: as `steering_vector` takes it.
-          model: a LoadedModel or a loaded model's name; None is the one loaded last.
-
-        Raises:
-          ArgumentError: an unknown id, a vector made for another model (both are named), another width or layer.
-          VectorError: a corrupt file.
-        """
-        loaded = self._loaded(model)
-        if isinstance(spec, str):
-            vector = self.store.get(spec)
-            vector.check_model(loaded)
-            return vector.steering()
-        return edits.parse_steering(spec, loaded.model.spec.width, loaded.model.spec.layers)
 
     def preset(self, name: str, strength: float = 0.0, model: Any = None) -> edits.Steering:
         """What generation adds for a preset, strength included.
