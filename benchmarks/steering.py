@@ -2,9 +2,9 @@
 
     python benchmarks/steering.py [--rows 16] [--pairs 256] [--repeats 7]
 
-Both sides of a comparison run in turn in one process, two threads each; a ratio is the median over the pairs of runs. CAA runs
-on the pairs that ship with the package, at eight layers; the peer is PyTorch with forward hooks, batched by length in the same
-batches and without logits. Needs the `test` extra.
+Both sides of a comparison run in turn in one process, on the same cores (`taskset -c 0` for one); a ratio is the median over
+the pairs of runs. CAA runs on the pairs that ship with the package, at eight layers; the peer is PyTorch with forward hooks,
+batched by length in the same batches and without logits. Needs the `test` extra.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from mechanex_jax.steering import PRESETS, methods
 from mechanex_jax.steering.examples import batches, check, examples, layers_of
 
 PROMPT, NEW = 32, 64
+HIDDEN = 16  # units of a gate
 
 
 def seconds(call) -> float:
@@ -43,18 +44,26 @@ def compare(ours, theirs, repeats: int) -> tuple[float, float, list[float]]:
     return *(statistics.median(pair[side] for pair in pairs) for side in (0, 1)), [b / a for a, b in pairs]  # type: ignore
 
 
-def rows_of_their_own(loaded, rows: int, repeats: int) -> None:
-    """Decoding `rows` rows, each with another vector at eight layers, against the same rows without."""
+def rows_of_their_own(loaded, rows: int, repeats: int, gated: bool) -> None:
+    """Decoding `rows` rows, each with another vector at eight layers, alone or behind gates, against the same rows without."""
     rng = np.random.default_rng(0)
     prompts, lengths = rng.integers(100, 40_000, (rows, PROMPT)), [PROMPT] * rows
     layers = layers_of(None, loaded.model.spec.layers)
     transform = mx.transforms.chain(mx.transforms.truncation(temperature=0.0))
 
-    def values() -> edits.Steering:
-        vectors = rng.normal(size=(len(layers), loaded.model.spec.width)).astype(np.float32)
-        return edits.Steering({"resid_pre": dict(zip(layers, vectors, strict=True))})
+    width = loaded.model.spec.width
 
-    steered = edits.steering([values() for _ in range(rows)], loaded.model.spec.width)
+    def normal(*shape: int) -> np.ndarray:
+        return rng.normal(size=shape).astype(np.float32)
+
+    def values() -> edits.Steering:
+        vectors = dict(zip(layers, normal(len(layers), width), strict=True))
+        if not gated:
+            return edits.Steering({"resid_pre": vectors})
+        gates = (normal(width, HIDDEN), normal(HIDDEN), normal(HIDDEN), normal()[()])
+        return edits.Steering({}, tuple(edits.Gated("resid_pre", layer, vector, gates) for layer, vector in vectors.items()))
+
+    steered = edits.steering([values() for _ in range(rows)], width)
 
     def run(chosen):
         options = {"key": jax.random.key(0), "max_new_tokens": NEW, "edits": chosen}
@@ -70,8 +79,8 @@ def rows_of_their_own(loaded, rows: int, repeats: int) -> None:
     pairs = [(timed(steered), timed(())) for _ in range(repeats)]
     ratios = [a / b for a, b in pairs]
     steps = [1e3 * statistics.median(pair[side] for pair in pairs) / NEW for side in (0, 1)]
-    print(f"{rows} rows, ms/step: {steps[0]:.1f} steered, {steps[1]:.1f} not; ratio {statistics.median(ratios):.3f}", end=" ")
-    print(f"({min(ratios):.3f}-{max(ratios):.3f})")
+    print(f"{rows} rows{' behind gates' if gated else ''}, ms/step: {steps[0]:.1f} steered, {steps[1]:.1f} not;", end=" ")
+    print(f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f})")
 
 
 def data(loaded, pairs: int) -> list:
@@ -132,11 +141,12 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))  # those that XLA has, too
     mx.set_execution_mode("local")
     loaded = mx.load()
     print(f"{loaded.device}, {os.cpu_count()} CPUs, jax {jax.__version__}, torch {torch.__version__}")
-    rows_of_their_own(loaded, options.rows, options.repeats)
+    rows_of_their_own(loaded, options.rows, options.repeats, gated=False)
+    rows_of_their_own(loaded, options.rows, options.repeats, gated=True)
     caa(loaded, options.pairs, options.repeats)
 
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mechanex_jax.loops import Pace, prompt_lookup
+from positional_toy import positional
+
+import mechanex_jax as mx
+from mechanex_jax.loops import Pace, prompt_lookup, speculative_start
 
 
 def continuation(tokens: list[int], steps: int, longest: int, shortest: int) -> list[int]:
-    """The oracle: what followed the latest occurrence of the longest suffix that occurs before."""
+    """The oracle: what followed the first occurrence of the longest suffix that occurs before."""
     for size in range(min(longest, len(tokens) - 1), shortest - 1, -1):
-        for start in range(len(tokens) - size - 1, -1, -1):
+        for start in range(len(tokens) - size):
             if tokens[start : start + size] == tokens[-size:]:
                 text = list(tokens)
                 for _ in range(steps):  # an occurrence that reaches into the suffix repeats itself
@@ -32,6 +38,34 @@ def test_prompt_lookup_proposes_what_brute_force_finds(longest, shortest):
         assert drafter._continuation(jnp.asarray(history), jnp.int32(length - 1), 5)[0].tolist() == wanted
         found += wanted[0] >= 0
     assert found > 10
+
+
+def test_matches_are_proposed_only_where_together_they_have_paid_for_their_verification():
+    """Row 0 repeats its last four tokens, row 1 the last one, row 2 none."""
+    prompts = np.array([[1, 2, 3, 4, 5, 1, 2, 3, 4], [6, 7, 8, 9, 10, 5, 4, 3, 6], [1, 2, 3, 4, 5, 6, 7, 8, 9]], np.int32)
+    greedy = mx.transforms.chain(mx.transforms.temperature(0.0))
+    drafter = prompt_lookup()
+    arguments = {"drafter": drafter, "key": jax.random.key(0), "max_new_tokens": 20}
+    program, carry = speculative_start(positional(), prompts, 9, greedy, **arguments)
+
+    def proposed(state, price, rows=slice(None)):
+        asked = dataclasses.replace(program.drafter, price=jnp.full(3, price, jnp.float32))
+        finish = jnp.full(3, 1, jnp.int32).at[rows].set(0)
+        base = dataclasses.replace(carry.base, finish=finish)
+        state, proposal = asked.propose(state, program.target, base, 8)
+        return state, (np.asarray(proposal.tokens) >= 0).any(axis=1).tolist(), base
+
+    long, short = slice(0, 1), slice(1, 2)
+    state, all_of_them, base = proposed(carry.draft, 0.0)
+    assert all_of_them == [True, True, False]
+    assert proposed(state, 1.0, long)[1] == [True, False, False] and not any(proposed(state, 1.0, short)[1])
+    assert proposed(state, 2.0)[1] == [True, True, False]  # 6 and 0.4 tokens expected, against three rows that wait
+    assert not any(proposed(state, 2.2)[1])
+    refused, accepted = state, state
+    for _ in range(20):
+        refused = program.drafter.commit(refused, base, jnp.array([1, 1, 1]), {})
+        accepted = program.drafter.commit(accepted, base, jnp.array([9, 9, 1]), {})
+    assert not any(proposed(refused, 1.0, long)[1]) and proposed(accepted, 1.0, short)[1] == [False, True, False]
 
 
 def test_what_verifying_costs_is_told_from_rounds_that_are_plain():

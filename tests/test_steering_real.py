@@ -31,7 +31,7 @@ def test_a_gate_opens_on_held_out_positives_and_stays_shut_on_negatives(steering
     batch = pad(rows, np.arange(len(rows)), len(rows), max(len(row.tokens) for row in rows))
     gated = edits.steering([steering.resolve(made)] * len(rows), loaded.model.spec.width)
     options = {"lengths": batch.lengths, "capture": ("resid_pre",)}
-    plain, moved = (forward(loaded, batch.tokens, edits=e, **options).captured["resid_pre"][:, LAYER] for e in ((), gated))
+    plain, moved = (forward(loaded, batch.tokens, edits=e, **options).activations["resid_pre"][:, LAYER] for e in ((), gated))
     opening = np.linalg.norm(np.asarray(moved) - np.asarray(plain), axis=-1) / np.linalg.norm(steering.get_vectors(made)[LAYER])
     means = np.array([opening[i, row.start : len(row.tokens)].mean() for i, row in enumerate(rows)])
     kinds = np.array([row.positive for row in rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import oracles
@@ -123,7 +124,8 @@ def test_the_loss_of_few_shot_is_that_of_the_whole_models_logits(tiny):
     rows = examples(loaded, DATA)
     batch = pad(rows, np.arange(len(rows)), 8, 48)
     hidden, model = activations.head(loaded, batch, 1), activations.tail(loaded.model, 1)
-    got, norms = few_shot.loss(jnp.zeros((2, 64)), model, hidden, few_shot.fields(batch, rows), "resid_pre", (0, 2))
+    fields = jax.tree.map(jnp.asarray, few_shot.fields(batch, rows))
+    got, norms = few_shot.loss(jnp.zeros((2, 64)), model, hidden, fields, "resid_pre", (0, 2))
     out = forward(loaded, batch.tokens, lengths=batch.lengths, capture=("resid_pre",))
     each, entering = [], []
     for index, row in enumerate(rows):
@@ -131,7 +133,7 @@ def test_the_loss_of_few_shot_is_that_of_the_whole_models_logits(tiny):
         logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         chosen = np.array([logp[i - 1, row.tokens[i]] for i in range(row.start, min(len(row.tokens), row.start + 16))])
         each.append(np.mean(-chosen if row.positive else -np.log1p(-np.exp(np.minimum(chosen, -1e-3)))))
-        entering.append(np.linalg.norm(out.captured["resid_pre"][index, [1, 3], : len(row.tokens)], axis=-1))
+        entering.append(np.linalg.norm(out.activations["resid_pre"][index, [1, 3], : len(row.tokens)], axis=-1))
     np.testing.assert_allclose(got, np.mean(each), rtol=1e-5)
     np.testing.assert_allclose(norms, np.median(np.concatenate(entering, axis=-1), axis=-1), rtol=1e-5)
 

@@ -13,7 +13,7 @@ from mechanex_jax.edits.base import SITES, Edit
 from mechanex_jax.edits.gates import Gate, gate
 from mechanex_jax.edits.operations import Add, add
 from mechanex_jax.edits.values import numbers
-from mechanex_jax.edits.when import Scope
+from mechanex_jax.edits.when import EVERYWHERE, Scope
 from mechanex_jax.errors import Said, expected
 
 
@@ -45,7 +45,7 @@ class Steering:
 
     additions: Mapping[str, Mapping[int, np.ndarray]]
     gates: tuple[Gated, ...] = ()
-    scope: Scope = Scope()
+    scope: Scope = EVERYWHERE
 
     @property
     def places(self) -> list[tuple[str, int]]:

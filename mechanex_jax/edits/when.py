@@ -29,8 +29,10 @@ class Scope:
     until: int = _FAR
 
 
+EVERYWHERE = Scope()
+
 # By name: the whole part, and which bound a window of its first n positions moves.
-_PARTS = {"all": (Scope(), "below"), "prompt": (Scope(until=0), "below"), "generated": (Scope(since=0), "until")}
+_PARTS = {"all": (EVERYWHERE, "below"), "prompt": (Scope(until=0), "below"), "generated": (Scope(since=0), "until")}
 
 
 def scope(part: Any, *, first: Any = None, last: Any = None) -> Scope:

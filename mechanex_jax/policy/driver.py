@@ -19,7 +19,7 @@ from mechanex_jax.engine import MICRO_BATCH
 from mechanex_jax.errors import ArgumentError
 from mechanex_jax.policy.plan import Plan
 from mechanex_jax.policy.rounds import Candidate, Outcome, Run, Slot
-from mechanex_jax.policy.sandbox import UnitTestRunner
+from mechanex_jax.policy.sandbox import TestResult, UnitTestRunner
 from mechanex_jax.policy.verifiers import Subject, broken_constraint, verify
 
 
@@ -136,7 +136,14 @@ class Driver:
 
     def _judge(self, decoded: _Decoded) -> Candidate:
         plan, completion = self.plans[decoded.row], decoded.completion
-        verdict = verify(completion.text, self._subjects[id(plan)])
+        subject, uncontained = self._subjects[id(plan)], set[str]()
+
+        def run_tests(code: str, tests: Sequence[str], timeout_ms: int) -> TestResult:
+            result = subject.run_tests(code, tests, timeout_ms)
+            uncontained.update(result.uncontained)
+            return result
+
+        verdict = verify(completion.text, dataclasses.replace(subject, run_tests=run_tests))
         broken = broken_constraint(completion.text, plan.policy)
         if completion.finish_reason == "dead_end":
             broken = broken or "constraint: no token was allowed"
@@ -149,6 +156,7 @@ class Driver:
             score=1.0 - verdict.penalty - (1.0 if broken else 0.0),
             reasons=(*([broken] if broken else []), *verdict.reasons),
             likelihood=decoded.likelihood,
+            uncontained=tuple(sorted(uncontained)),
         )
 
     def _likelihoods(self, rows: Sequence[int], prepared: Plain, completions: Sequence[Completion]) -> list[float | None]:

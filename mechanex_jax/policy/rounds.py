@@ -50,6 +50,7 @@ class Candidate:
       likelihood: mean log-likelihood of its tokens after the run's prompt, under the untempered, unsteered model; None where it
         is not reranked.
       agreement: share of its round that gives the same answer; None where nobody asks.
+      uncontained: what its code could have reached while it was tested, see `mechanex_jax.policy.sandbox`.
     """
 
     slot: Slot
@@ -61,6 +62,7 @@ class Candidate:
     reasons: tuple[str, ...]
     likelihood: float | None = None
     agreement: float | None = None
+    uncontained: tuple[str, ...] = ()
 
     @property
     def accepted(self) -> bool:
@@ -94,6 +96,7 @@ class Candidate:
         }
         weighed = {"likelihood": self.likelihood, "agreement": self.agreement}
         method = {"method": dict(self.completion.trace)} if self.completion.trace else {}
+        method |= {"uncontained": list(self.uncontained)} if self.uncontained else {}
         return {**found, **{name: value for name, value in weighed.items() if value is not None}, **method}
 
 

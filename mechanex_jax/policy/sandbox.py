@@ -6,7 +6,7 @@ environment that holds TMPDIR alone, a temporary folder of its own, and no open 
 
 On Linux with namespaces, which an unprivileged user needs `user` namespaces for and root in a container the right to
 `unshare`, the code
-- sees a root folder with nothing but the interpreter, the system's libraries and four devices, read-only, and one folder in
+- sees a root folder with nothing but the interpreter, the system's libraries and five devices, read-only, and one folder in
   memory (`Limits.disk_mib`) to write to; no home folder, no `/proc`, no sockets of other programs;
 - is process 1 of its PID namespace: it can name no process outside, and all that it starts dies with it;
 - has a network of its own without interfaces, and System V IPC of its own;

@@ -157,7 +157,8 @@ class Policies:
           chat: wrap the prompt in the model's chat template.
 
         Returns:
-          output, accepted, score, confidence, latency_ms, tokens (of the output), constraints_ok, verifier_ok, policy_id, trace.
+          output, accepted, score, confidence, latency_ms, tokens (of the output), constraints_ok, verifier_ok, policy_id and
+          trace.
 
         Raises:
           ArgumentError: a bad argument or policy, before anything is decoded.
@@ -244,21 +245,26 @@ class Policies:
           prompts: at least one. With four or more, a quarter of them is held out: no trial sees it, and the best trials are
             compared on it.
           base_policy, base_policy_id: where to start; neither is the default policy.
-          search_space: {dotted path of a field: values}, such as {"sampling.temperature": [0.2, 0.7]}.
+          search_space: {dotted path of a field: values}, such as {"sampling.temperature": [0.2, 0.7]}; without it the base
+            alone is tried. A setting whose values are right by themselves but not together is passed over.
           max_trials: most settings to try; a larger grid is sampled so that every value is tried.
           max_new_tokens, model, chat, progress, batch_size: as for `evaluate`.
           seed: of the sampling and of every trial's texts.
 
         Returns:
-          best_policy, best_trial, trials (policy, success_rate, avg_score, avg_latency_ms, pass_count, fail_count), and
-          interrupted: Ctrl-C ends the search with what it has.
+          best_policy (without an id: to save it makes a new one), best_trial, trials, and interrupted: Ctrl-C ends the search
+          with what it has, once a trial is complete. A trial has policy, values ({path: value}), num_prompts, success_rate,
+          avg_score, avg_latency_ms, avg_tokens, pass_count, fail_count, and held_out: the figures on the prompts held out,
+          or None.
 
         Raises:
-          ArgumentError: as `run`; an unknown path, a bad value, no values, or no trials.
+          ArgumentError: as `run`; an unknown path, a bad value, no values, or no trials; before anything is decoded.
         """
-        base = self._resolve(base_policy, base_policy_id) if base_policy or base_policy_id else schema.read({})
+        neither = base_policy is None and base_policy_id is None
+        base = schema.read({}) if neither else self._resolve(base_policy, base_policy_id)
         given = self._prompts(prompts)
         integer(1)("max_trials", max_trials)
+        integer(1)("max_new_tokens", max_new_tokens)
         check_seed(seed)
         seed = seeds_of(seed, 1)[0][0]
         shown = sys.stderr.isatty() if progress is None else progress
@@ -269,8 +275,17 @@ class Policies:
             outcomes = self._outcomes(own, [policy] * len(own), model, max_new_tokens, seeds, chat, False, batch_size)
             return tuning.evaluation([outcome.described(False) for outcome in outcomes])
 
+        session = self.session
+        assert session is not None, "the runtime gives every Policies its session"
+        names, others = [f"prompts[{row}]" for row in range(len(given))], {"max_tokens": max_new_tokens, "chat": chat}
+        rows = Given(None, given, [GenerationConfig()] * len(given), names, [0] * len(given), [0] * len(given))
+
+        def check(policy: Policy) -> None:
+            loaded = session.local_model(self._model_of(policy, model))
+            Driver(session.generation, dataclasses.replace(rows, loaded=loaded), [Plan(policy, others)] * len(given))
+
         with progress_bar("Tuning", enabled=shown, unit="trials") as report:
-            return tuning.search(base, search_space or {}, max_trials, len(given), seed, tried, report)
+            return tuning.search(base, search_space, max_trials, len(given), seed, tried, report, check)
 
     # --- for generate ---
 
