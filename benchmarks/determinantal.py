@@ -3,10 +3,11 @@
     python -m benchmarks.determinantal [--texts 256] [--tokens 24] [--quick]
 
 Every method draws the same number of texts from the same prompts with the same keys. Columns: distinct 1- and 2-grams (their
-share of all) and self-BLEU (of each text against the others, BLEU-4 by tokens with add-1 smoothing; lower is more diverse), both
-within groups of 16 texts of one prompt, and the mean log-probability of a token under the model itself. First at temperature 1,
-then at the temperature at which the mean log-probability is that of the reference, REFERENCE: a scan of temperatures, all in one
-batch, finds it. There, differences from the reference have intervals of 95%, by 2,000 bootstrap samples of groups.
+share of all) and self-BLEU (of each text against the others, BLEU-4 by tokens with add-1 smoothing; lower is more diverse),
+both within groups of 16 texts of one prompt, and the mean log-probability of a token under the model itself. First at
+temperature 1, then at the temperature at which the mean log-probability is that of the reference, REFERENCE: a scan of
+temperatures in one batch finds it. There, differences from the reference have intervals of 95%, by 2,000 bootstrap samples of
+groups.
 """
 
 from __future__ import annotations

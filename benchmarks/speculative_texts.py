@@ -84,7 +84,10 @@ TASKS = {
         '{"id": 6, "name": "item 6",',
     ),
     "json: one value": ("Change Bob Roy's city to Turin in this JSON and print all of it:\n\n" + STAFF, "[\n"),
-    "json: more sensors": ("Add sensors for the cellar, the attic and the garage:\n\n" + SENSORS, SENSORS),
+    "json: more sensors": (
+        "Add sensors for the cellar, the attic and the garage:\n\n" + SENSORS,
+        SENSORS + '{"sensor": "t-04",',
+    ),
     "prose: a story": ("Write a short story about a lighthouse keeper who collects sounds.", ""),
     "prose: why": ("Explain to a child why the sky is blue.", ""),
 }

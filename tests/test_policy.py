@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mechanex_jax import calls, loops
+from mechanex_jax.edits import parse_steering
 from mechanex_jax.errors import ArgumentError, ModelNotFoundError, NotLocalError
 from mechanex_jax.loops import prefill
 from mechanex_jax.policy import Policies
@@ -235,6 +236,25 @@ def test_steering_acts_at_the_layers_and_positions_that_the_policy_names(mx, loa
     assert run(token_start=prompt) == generated
     with pytest.raises(ArgumentError, match=r"steering_layers.*12"):
         run(layer_scope=["3"])
+
+
+def test_the_method_that_a_policy_names_makes_its_presets_vector(mx, loaded, monkeypatch):
+    asked = []
+    steering = parse_steering(VECTOR, 576, 30)
+    store = mx.runtime.default.steering
+    monkeypatch.setattr(store, "preset", lambda *given: (asked.append((given[0], given[1], given[3])), steering.scaled(9.0))[1])
+    policy = {"sampling": {"temperature": 0}, "steering": {"preset": "brevity", "method": "few-shot"}}
+    text = mx.policy.run(PROMPT, policy, max_new_tokens=6)["output"]
+    assert asked == [("brevity", 0.0, "few-shot")]
+    assert text == mx.generation.generate(PROMPT, max_tokens=6, temperature=0, steering_vector=VECTOR, steering_strength=9.0)
+
+
+def test_a_stored_vector_of_another_method_than_the_policy_names_is_refused(mx, loaded):
+    made = mx.steering.generate_vectors(["a"], [" b"], [" c"], layer_idxs=[3], method="caa")
+    policy = {"steering": {"vector_id": made, "method": "caa"}}
+    assert mx.policy.run(PROMPT, policy, max_new_tokens=2)["accepted"]
+    with pytest.raises(ArgumentError, match="'caa', by which"):
+        mx.policy.run(PROMPT, {"steering": {"vector_id": made, "method": "few-shot"}}, max_new_tokens=2)
 
 
 # --- wrong input ---

@@ -279,7 +279,7 @@ EFFECTS = {
     **{f"steering.{name}": (config, {"steering": {name: value}}) for name, value in STEERED.items()},
     **{f"steering.{name}": (config, {"steering": {**VECTOR, name: value}}) for name, value in WITHIN.items()},
     "steering.enabled": (config, {"steering": {"enabled": True, **VECTOR}}),
-    "steering.method": (kept, {"steering": {"method": "few-shot", **VECTOR}}),
+    "steering.method": (kept, {"steering": {"method": "few-shot", **VECTOR}}),  # who makes the vector: in test_policy.py
     "verifiers.enabled": (winner_of, {"verifiers": {"enabled": ["factuality"]}, "optimization": {"best_of_n": 3}}),
     "verifiers.max_retries": (rounds_of, {"verifiers": {"max_retries": 3}}),
     "verifiers.repair_on_failure": (rounds_of, {"verifiers": {"repair_on_failure": False}}),

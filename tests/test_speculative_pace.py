@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-
 from positional_toy import positional
 
 import mechanex_jax as mx

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from mechanex_jax.cli import constraint, generate, models, steer
+from mechanex_jax.cli import constraint, generate, models, policy, steer
 from mechanex_jax.cli.base import Commands
 
 app = typer.Typer(
@@ -54,3 +54,4 @@ for command in (generate.generate, generate.batch, models.models, models.pull):
     app.command()(command)
 app.add_typer(constraint.app, name="constraint")
 app.add_typer(steer.app, name="steer")
+app.add_typer(policy.app, name="policy")

@@ -85,5 +85,17 @@ def json_file(path: Path) -> Any:
         raise expected("file", str(path), f"JSON ({error.msg}, line {error.lineno}, column {error.colno})") from error
 
 
+def table(*titles: str) -> Any:
+    """A table without lines, to be shown by `print_table`."""
+    from rich.table import Table
+
+    return Table(*titles, box=None, pad_edge=False)
+
+
+def print_table(shown: Any) -> None:
+    # In a pipe every row stays on one line, for grep.
+    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+
+
 def print_json(value: Any) -> None:
     typer.echo(json.dumps(value))  # in ASCII, so that no terminal's encoding can spoil it

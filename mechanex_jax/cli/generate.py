@@ -54,7 +54,7 @@ def generate(
         "logprobs": completion.logprobs,
         "finish_reason": completion.finish_reason,
         "model": running.local_model().name,
-        "method": arguments["sampling_method"],
+        "method": completion.trace.get("selection", {}).get("sampling_method", arguments["sampling_method"]),
         "seed": seed,
         "seconds": round(time.perf_counter() - begun, 3),
     }

@@ -1,10 +1,10 @@
-"""The options that `generate` and `batch` share: arguments of the library's `generate`, and of the session."""
+"""The options that commands share: arguments of the library's `generate`, and of the session."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +25,7 @@ def _option(annotation: Any, name: str, help: str, panel: str, *flags: str, **mo
 
 _SERVED = ", ".join(METHODS)
 _WHAT, _HOW, _LESS, _MUST, _STEER, _WHERE = "Text", "Sampling", "Penalties", "Constraints", "Steering", "Model"
+_BEST = "Policies"
 # The options that `generate` and `batch` share, by the names that the library gives them.
 ARGUMENTS = (
     _option(int, "max_tokens", "Most tokens to generate.", _WHAT),
@@ -53,14 +54,54 @@ ARGUMENTS = (
     _option(Path | None, "json_schema", "The text is JSON that this schema accepts.", _MUST, metavar="FILE"),
     _option(str | None, "regex_pattern", "The text matches this regular expression.", _MUST, "--regex", metavar="PATTERN"),
     _option(Path | None, "grammar", "The text is a sentence of this grammar, GBNF or Lark.", _MUST, metavar="FILE"),
+    _option(
+        list[str] | None,
+        "forbidden_terms",
+        "The text never holds this term, in either case; give it again for more.",
+        _MUST,
+        "--forbidden-term",
+        metavar="TEXT",
+    ),
     _option(int, "beam_width", "For constrained-beam-search: hypotheses kept side by side.", _HOW),
     _option(float, "length_penalty", "For constrained-beam-search: above 0 favours longer texts.", _HOW),
     _option(str | None, "steering_preset", "Steer by a preset, such as brevity.", _STEER, metavar="NAME"),
     _option(str | None, "steering_vector", "Steer by a stored vector, see `steer list`.", _STEER, metavar="ID"),
     _option(float, "steering_strength", "How strongly; 0 leaves a preset at its own strength.", _STEER),
+    _option(int, "best_of_n", "The best of this many texts.", _BEST),
+    _option(Path | None, "policy", "Run through this policy, as JSON; see `policy`.", _BEST, metavar="FILE"),
+    _option(str | None, "policy_id", "Run through a saved policy, see `policy list`.", _BEST, metavar="ID"),
 )
-# Options that name a file where the library takes what is in it.
-_READ: dict[str, Callable[[Any], Any]] = {"json_schema": json_file, "grammar": text_file}
+
+
+def _policy(path: Path) -> Any:
+    """A policy in a file, found right before a model is fetched for nothing."""
+    from mechanex_jax.policy import schema
+
+    return schema.read(json_file(path)).given
+
+
+def _saved(id: str) -> str:
+    """The id of a policy that is there."""
+    from mechanex_jax.policy import Policies
+
+    Policies().get(id)
+    return id
+
+
+def _several(given: list[str]) -> list[str] | None:
+    """What an option that may be repeated was given; if it was not, typer says []."""
+    return given or None
+
+
+# Options that name a file where the library takes what is in it, and others that are no argument as they are.
+_READ: dict[str, Callable[[Any], Any]] = {
+    "json_schema": json_file,
+    "grammar": text_file,
+    "stop": _several,
+    "forbidden_terms": _several,
+    "policy": _policy,
+    "policy_id": _saved,
+}
 _SESSION = (
     _option(int | None, "seed", "The same seed gives the same text; otherwise one is drawn.", _HOW, **_EVERY_SEED),
     _option(
@@ -76,16 +117,25 @@ _SESSION = (
 
 
 def shares_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the shared options: the session's by name, the arguments of `generate` as its `arguments`."""
+    """Give a command all shared options: the session's as its `session`, the arguments of `generate` as its `arguments`."""
+    return _sharing(command, ARGUMENTS)
+
+
+def shares_session(command: Callable[..., None]) -> Callable[..., None]:
+    """The same without what a policy says: of the arguments `max_tokens` and `chat`."""
+    return _sharing(command, [p for p in ARGUMENTS if p.name in ("max_tokens", "chat")])
+
+
+def _sharing(command: Callable[..., None], shared: Sequence[inspect.Parameter]) -> Callable[..., None]:
     own = [p for p in inspect.signature(command, eval_str=True).parameters.values() if p.annotation != dict[str, Any]]
-    parameters = [*own, *ARGUMENTS, *_SESSION]
+    parameters = [*own, *shared, *_SESSION]
 
     @functools.wraps(command)
     def run(**given: Any) -> None:
-        arguments = {p.name: given.pop(p.name) for p in ARGUMENTS}
-        arguments["stop"] = arguments["stop"] or None  # not given is an empty list
+        arguments = {p.name: given.pop(p.name) for p in shared}
         for name, read in _READ.items():
-            arguments[name] = None if arguments[name] is None else read(arguments[name])
+            if arguments.get(name) is not None:
+                arguments[name] = read(arguments[name])
         session = {p.name: given.pop(p.name) for p in _SESSION}
         command(**given, arguments=arguments, session=session)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -56,19 +55,6 @@ def _model_of(id: str, model: str | None) -> str | None:
     return Store().get(id).model if model is None else model
 
 
-def _table(*titles: str) -> Any:
-    from rich.table import Table
-
-    return Table(*titles, box=None, pad_edge=False)
-
-
-def _print(table: Any) -> None:
-    from rich.console import Console
-
-    # In a pipe every row stays on one line, for grep.
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
-
-
 @app.command()
 def make(
     source: Annotated[Path, typer.Argument(metavar="DATA", help="JSON lines with prompt, positive and negative.")],
@@ -107,12 +93,12 @@ def list_vectors(as_json: _Json = False) -> None:
     if as_json:
         base.print_json(found)
         return
-    table = _table("Id", "Name", "Method", "Model", "Layers", "Made")
+    table = base.table("Id", "Name", "Method", "Model", "Layers", "Made")
     for item in found:
         layers = ",".join(map(str, item["layers"]))
         cells = (item["id"], item["name"] or "-", item["method"], item["model"], layers, item["created"][:19])
         table.add_row(*map(Text, cells))
-    _print(table)
+    base.print_table(table)
 
 
 @app.command()
@@ -126,12 +112,12 @@ def show(id: _Id, as_json: _Json = False) -> None:
     if as_json:
         base.print_json(found)
         return
-    table = _table("", "")
+    table = base.table("", "")
     table.show_header = False
     metrics = {f"metrics.{name}": value for name, value in found.pop("metrics").items()}
     for name, value in (found | metrics).items():
         table.add_row(Text(name), Text(_short(value)))
-    _print(table)
+    base.print_table(table)
 
 
 def _short(value: Any) -> str:
@@ -169,12 +155,12 @@ def try_vector(
         found = [{"strength": value, "text": text} for value, text in zip(strengths, texts, strict=True)]
         base.print_json({"id": id, "prompt": prompt, "texts": found})
         return
-    table = _table(*(f"{value:+g}" for value in strengths))
+    table = base.table(*(f"{value:+g}" for value in strengths))
     for column in table.columns:
         column.overflow, column.ratio = "fold", 1
     table.padding = (0, 3, 0, 0)
     table.add_row(*(Text(text.strip()) for text in texts))
-    _print(table)
+    base.print_table(table)
 
 
 @app.command()

@@ -75,6 +75,7 @@ class SpeculationStats(NamedTuple):
 
     tokens: np.ndarray
     rounds: np.ndarray
+    verified: np.ndarray
     drafted: np.ndarray
     tested: np.ndarray
     accepted: np.ndarray
@@ -292,7 +293,7 @@ def _counts(carry: SpeculativeCarry) -> np.ndarray:
 
 def speculative_stats(carry: SpeculativeCarry) -> SpeculationStats:
     """What has been done so far."""
-    counts = (carry.base.generated, carry.rounds, carry.drafted, carry.tested, carry.accepted)
+    counts = (carry.base.generated, carry.rounds, carry.verified, carry.drafted, carry.tested, carry.accepted)
     return SpeculationStats(*(np.asarray(count, np.int64) for count in jax.device_get(counts)))
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 
 from mechanex_jax.config import GenerationConfig
+from mechanex_jax.edits import Steering
 from mechanex_jax.methods import METHODS, method
 from mechanex_jax.policy.json_schemas import effective_schema
 from mechanex_jax.policy.readers import layers
-from mechanex_jax.policy.schema import Policy
+from mechanex_jax.policy.schema import Policy, SteeringControls
 
 # Arguments that a method without use for them refuses.
 _OF_METHODS = frozenset().union(*(m.reads for m in METHODS.values()))
@@ -48,10 +49,12 @@ class Plan:
     Attributes:
       policy: read and checked.
       others: arguments of `generate` for which a policy has no field: max_tokens, chat, ...
+      steering: all that steers, strengths included, where the policy's fields do not say it all.
     """
 
     policy: Policy
     others: Mapping[str, Any]
+    steering: Steering | None = None
 
     @property
     def candidates(self) -> int:
@@ -126,14 +129,25 @@ class Plan:
             where["steering_layers"] = sorted(layers(steering.layer_scope))
         if steering.token_start is not None or steering.token_end is not None:
             where["steering_scope"] = slice(steering.token_start, steering.token_end)
-        # A preset alone has a strength of its own, unless the policy says another.
-        own = steering.preset is not None and "strength" not in (self.policy.given.get("steering") or {})
+        if self.steering is not None:
+            return {"steering_vector": self.steering, "steering_strength": 1.0, **where}
+        vector = vector_of(steering)
         return {
-            "steering_vector": steering.vector if steering.vector is not None else steering.vector_id,
+            "steering_vector": vector,
             "steering_preset": steering.preset,
-            "steering_strength": 0 if own else steering.strength,
+            "steering_strength": preset_strength(self.policy) if vector is None else steering.strength,
             **where,
         }
+
+
+def vector_of(steering: SteeringControls) -> Any:
+    """A policy's own vector, or the id of a stored one, or None."""
+    return steering.vector if steering.vector is not None else steering.vector_id
+
+
+def preset_strength(policy: Policy) -> float:
+    """0, a preset's own strength, unless the policy says another."""
+    return policy.steering.strength if "strength" in (policy.given.get("steering") or {}) else 0.0
 
 
 def _scheduled(base: float, adaptive: bool, schedule: Sequence[float], round: int, step: float, floor: float) -> float:

@@ -11,16 +11,18 @@ from mechanex_jax.calls import Given, row_seed, seeds_of
 from mechanex_jax.checkpoints.progress import bar as progress_bar
 from mechanex_jax.checks import check_seed, integer
 from mechanex_jax.config import GenerationConfig
+from mechanex_jax.edits import parse_steering
 from mechanex_jax.engine import MICRO_BATCH
 from mechanex_jax.errors import Said, expected
 from mechanex_jax.policy import arguments, schema, tuning
 from mechanex_jax.policy.driver import Driver
-from mechanex_jax.policy.plain import plain
-from mechanex_jax.policy.plan import Plan
+from mechanex_jax.policy.library import Library
+from mechanex_jax.policy.plan import Plan, preset_strength, vector_of
 from mechanex_jax.policy.rounds import Outcome
 from mechanex_jax.policy.sandbox import UnitTestRunner, run_unit_tests
 from mechanex_jax.policy.schema import Policy
 from mechanex_jax.policy.store import JsonStore
+from mechanex_jax.steering.methods import METHODS as STEERING_METHODS
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)} | {"model": None}
 _ANYWHERE = ("default", None)
@@ -32,103 +34,28 @@ class Session(Protocol):
     """What policies ask of the runtime."""
 
     generation: Any
+    steering: Any
 
     def local_model(self, name: str | None) -> Any:
         """The loaded model to run on, after routing; raises where the call belongs elsewhere."""
         ...
 
 
-class Policies:
+class Policies(Library):
     """Policies in one session.
 
     Args:
       session: whose models and generation are used.
-      store: where policies are kept; None is the user's data folder.
-      presets: where published presets are kept; None likewise.
+      store, presets: see `Library`.
 
     Attributes:
       run_tests: runs generated code with unit tests, see `UnitTestRunner`; one's own may take its place.
     """
 
     def __init__(self, session: Session | None = None, store: JsonStore | None = None, presets: JsonStore | None = None):
+        super().__init__(store, presets)
         self.session = session
-        self.store = store or JsonStore("policies", "policy", "pol_")
-        self.presets = presets or JsonStore("policy_presets", "preset", "preset_")
         self.run_tests: UnitTestRunner = run_unit_tests
-
-    # --- kept ---
-
-    def save(self, policy: Mapping[str, Any]) -> str:
-        """Keep a policy under its `id`, replacing what was there, or under a new one; returns the id.
-
-        Raises:
-          ArgumentError: what `run` would refuse in it.
-        """
-        found = schema.read(policy)
-        return self.store.save(self._kept(found), found.id)
-
-    def get(self, policy_id: str) -> dict[str, Any]:
-        """A saved policy, its id included, as it was given.
-
-        Raises:
-          ArgumentError: there is none; the message lists those there are.
-          StoreError: its file is corrupt; it stays where it is.
-        """
-        return self.store.get(policy_id)
-
-    def list(self) -> list[dict[str, Any]]:
-        """All saved policies, oldest first. A corrupt file is warned of by name."""
-        return self.store.list()
-
-    def delete(self, policy_id: str) -> None:
-        """Forget a saved policy.
-
-        Raises:
-          ArgumentError: there is none.
-        """
-        self.store.delete(policy_id)
-
-    def publish_preset(
-        self,
-        name: str,
-        policy: Mapping[str, Any],
-        visibility: str = "private",
-        tags: Sequence[str] | None = None,
-        description: str | None = None,
-    ) -> str:
-        """Keep a policy as a preset of this user's, to be cloned; returns the preset's id.
-
-        Raises:
-          ArgumentError: a bad policy, or a visibility other than "private" and "public".
-        """
-        if not isinstance(name, str) or not name:
-            raise expected("name", name, "a non-empty string")
-        if visibility not in ("private", "public"):
-            raise expected("visibility", visibility, "private or public")
-        tagged = [tags] if isinstance(tags, str) else list(tags or [])
-        record = {"name": name, "visibility": visibility, "tags": tagged, "description": description}
-        return self.presets.save({**record, "policy": self._kept(schema.read(policy))})
-
-    def list_presets(self, include_public: bool = True) -> list[dict[str, Any]]:
-        """Published presets, oldest first; without `include_public` the private ones alone."""
-        return [preset for preset in self.presets.list() if include_public or preset["visibility"] == "private"]
-
-    def clone_preset(self, preset_id: str) -> str:
-        """Save a preset's policy as one of one's own; returns the new policy's id.
-
-        Raises:
-          ArgumentError: there is no such preset.
-        """
-        policy = {name: value for name, value in self.presets.get(preset_id)["policy"].items() if name != "id"}
-        return self.save(policy)
-
-    @staticmethod
-    def _kept(policy: Policy) -> dict[str, Any]:
-        """What was given, as JSON has it: what was left out stays so."""
-        given = dict(policy.given)
-        if policy.constraints.json_schema is not None:  # whatever form it was given in
-            given["constraints"] = {**given["constraints"], "json_schema": policy.constraints.json_schema}
-        return plain("policy", given)
 
     # --- run ---
 
@@ -275,8 +202,7 @@ class Policies:
             outcomes = self._outcomes(own, [policy] * len(own), model, max_new_tokens, seeds, chat, False, batch_size)
             return tuning.evaluation([outcome.described(False) for outcome in outcomes])
 
-        session = self.session
-        assert session is not None, "the runtime gives every Policies its session"
+        session = self._session
         names, others = [f"prompts[{row}]" for row in range(len(given))], {"max_tokens": max_new_tokens, "chat": chat}
         rows = Given(None, given, [GenerationConfig()] * len(given), names, [0] * len(given), [0] * len(given))
 
@@ -295,12 +221,11 @@ class Policies:
         Raises:
           ArgumentError: an argument and the policy disagree, or as `run`.
         """
-        plans = [self._plan_of(config, given.loaded.name) for config in given.configs]
+        plans = [self._plan_of(config, given.loaded) for config in given.configs]
         seeds = [row_seed(seed, index) for seed, index in zip(given.seeds, given.indices, strict=True)]
-        assert self.session is not None, "the runtime gives every Policies its session"
-        return Driver(self.session.generation, dataclasses.replace(given, seeds=seeds), plans, self.run_tests)
+        return Driver(self._session.generation, dataclasses.replace(given, seeds=seeds), plans, self.run_tests)
 
-    def _plan_of(self, config: GenerationConfig, loaded: str) -> Plan:
+    def _plan_of(self, config: GenerationConfig, loaded: Any) -> Plan:
         """A row's policy, with what it leaves out filled by the row's arguments."""
         named = self.get(config.policy_id) if config.policy_id is not None else config.policy
         own = {name: getattr(config, name) for name in _DEFAULTS if hasattr(config, name)}
@@ -308,10 +233,38 @@ class Policies:
         if not isinstance(config.steering_vector, (str, Mapping)):  # steering that is ready: no field could hold it
             del fields["steering_vector"]
         found = schema.read(arguments.merge(named, {name: own[name] for name in fields if name in own}, _DEFAULTS))
-        if found.model.model not in (*_ANYWHERE, loaded):
-            raise expected("policy.model.model", found.model.model, f"{loaded!r}, which the call runs on", "Give it as model=.")
+        if found.model.model not in (*_ANYWHERE, loaded.name):
+            wanted = f"{loaded.name!r}, which the call runs on"
+            raise expected("policy.model.model", found.model.model, wanted, "Give it as model=.")
         others = {name: value for name, value in own.items() if name not in (*fields, *_OF_THE_CALL)}
-        return Plan(found, others)
+        return Plan(found, others, self._steering(found, loaded))
+
+    def _steering(self, policy: Policy, loaded: Any) -> Any:
+        """What steers, where the policy names a method that is not what it would be without; else None.
+
+        Raises:
+          ArgumentError: the stored vector was made by another method.
+        """
+        steering, store = policy.steering, self._session.steering
+        if "method" not in (policy.given.get("steering") or {}):
+            return None
+        if steering.vector_id is not None:
+            made = store.describe(steering.vector_id)["method"]
+            if made in STEERING_METHODS and made != steering.method:
+                raise expected("policy.steering.method", steering.method, f"{made!r}, by which {steering.vector_id} was made")
+        if steering.preset is None or steering.method == "caa":
+            return None
+        found = store.preset(steering.preset, preset_strength(policy), loaded, steering.method)
+        vector = vector_of(steering)
+        if isinstance(vector, str):
+            return found + store.resolve(vector, loaded).scaled(steering.strength)
+        spec = loaded.model.spec
+        return found if vector is None else found + parse_steering(vector, spec.width, spec.layers).scaled(steering.strength)
+
+    @property
+    def _session(self) -> Session:
+        assert self.session is not None, "the runtime gives every Policies its session"
+        return self.session
 
     # --- helpers ---
 
@@ -345,29 +298,22 @@ class Policies:
         integer(1)("max_new_tokens", max_new_tokens)
         integer(1)("batch_size", batch_size)
         seeds = [row_seed(*pair) for pair in zip(*seeds_of(seed, len(prompts)), strict=True)]
-        session = self.session
-        assert session is not None, "the runtime gives every Policies its session"
+        session = self._session
         others = {"max_tokens": max_new_tokens, "chat": chat}
-        plans = {id(policy): Plan(policy, others) for policy in policies}
-        chosen: dict[int, tuple[Any, list[int]]] = {}
+        groups: dict[int, tuple[Any, list[int]]] = {}
         for row, policy in enumerate(policies):
             loaded = session.local_model(self._model_of(policy, model))
-            chosen.setdefault(id(loaded), (loaded, []))[1].append(row)
+            groups.setdefault(id(loaded), (loaded, []))[1].append(row)
         names = [f"prompts[{row}]" if len(prompts) > 1 else "prompt" for row in range(len(prompts))]
         configs = [GenerationConfig()] * len(prompts)  # the driver's plans say
         given = Given(None, prompts, configs, names, seeds, [0] * len(prompts))
-        drivers = [
-            (
-                rows,
-                Driver(
-                    session.generation,
-                    dataclasses.replace(given.take(rows), loaded=loaded),
-                    [plans[id(policies[row])] for row in rows],
-                    self.run_tests,
-                ),
-            )
-            for loaded, rows in chosen.values()
-        ]
+        drivers = []
+        for loaded, rows in groups.values():
+            distinct = {id(policies[row]): policies[row] for row in rows}
+            plans = {key: Plan(policy, others, self._steering(policy, loaded)) for key, policy in distinct.items()}
+            own = dataclasses.replace(given.take(rows), loaded=loaded)
+            chosen = [plans[id(policies[row])] for row in rows]
+            drivers.append((rows, Driver(session.generation, own, chosen, self.run_tests)))
         found: dict[int, Outcome] = {}
         with progress_bar("Running", enabled=progress, unit="prompts") as report:
 

@@ -39,21 +39,23 @@ class Method:
     name: as the user writes it.
     make: the function.
     negatives: whether it needs negative answers.
+    apart: whether each layer's vector is made as if it were the only one, so that N layers need an Nth of it each.
     reads: settings of `generate_vectors` that it uses, with their defaults; any other is refused.
     """
 
     name: str
     make: Callable[[Task], Made]
     negatives: bool
+    apart: bool = True
     reads: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("few-shot", few_shot, False, {"steps": 32, "max_norm": 0.4, "learning_rate": 0.25}),
+        Method("few-shot", few_shot, False, False, {"steps": 32, "max_norm": 0.4, "learning_rate": 0.25}),
         Method("caa", caa, True),
-        Method("steering-perceptrons", perceptrons, True, {"steps": 300, "hidden": 16, "learning_rate": 1e-2}),
+        Method("steering-perceptrons", perceptrons, True, True, {"steps": 300, "hidden": 16, "learning_rate": 1e-2}),
     )
 }
 

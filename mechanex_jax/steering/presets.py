@@ -81,15 +81,15 @@ def _spaced(data: Data) -> Data:
     return dataclasses.replace(data, prompts=tuple(f"{prompt}\n" for prompt in data.prompts))
 
 
-def vector(loaded: Any, preset: Preset, store: Store, *, report: Report = silent) -> SteeringVector:
-    """The preset's vector for a model, by CAA; kept in the store's folder, apart from the user's vectors.
+def vector(loaded: Any, preset: Preset, store: Store, *, method: str = "caa", report: Report = silent) -> SteeringVector:
+    """The preset's vector for a model; kept in the store's folder, apart from the user's vectors.
 
-    Each of N layers adds an Nth of its difference of means: strength 1 moves activations by about one difference in all.
+    By CAA each of N layers adds an Nth of its difference of means: strength 1 moves activations by about one difference in all.
     """
     chat = loaded.tokenizer.chat_template is not None
     data = preset.data() if chat else _spaced(preset.data())
     layers, digest = preset.layers(loaded.model.spec.layers), data.digest(chat=chat)
-    recipe = [_RECIPE, loaded.fingerprint, digest, layers, preset.tokens]
+    recipe = [_RECIPE, loaded.fingerprint, digest, layers, preset.tokens, method]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     path = store.folder / "presets" / f"{preset.name}-{key}.safetensors"
     try:
@@ -97,15 +97,17 @@ def vector(loaded: Any, preset: Preset, store: Store, *, report: Report = silent
     except (FileNotFoundError, VectorError):  # not made yet, or spoiled: it can be made again
         pass
     begun = [example.cut(preset.tokens) for example in examples(loaded, data, chat=chat)]
-    made = methods.make("caa", loaded, begun, layers, report=report)
+    made = methods.make(method, loaded, begun, layers, report=report)
+    share = len(layers) if methods.method(method).apart else 1
     found = SteeringVector(
-        made.vectors / np.float32(len(layers)),
+        made.vectors / np.float32(share),
         layers,
         "resid_pre",
-        "caa",
+        method,
         loaded.name,
         loaded.fingerprint,
         digest,
+        made.perceptron,
         name=preset.name,
         metrics=made.metrics,
     )

@@ -139,20 +139,21 @@ class Steering(Library):
             rows.prompts, rows.positives, rows.negatives or None, layer_idxs, method, name, label, **more
         )
 
-    def preset(self, name: str, strength: float = 0.0, model: Any = None) -> edits.Steering:
+    def preset(self, name: str, strength: float = 0.0, model: Any = None, method: str = "caa") -> edits.Steering:
         """What generation adds for a preset, strength included.
 
         Args:
           name: one of the eight.
           strength: 0, the default of `steering_strength`, is the preset's own.
           model: as for `resolve`.
+          method: what makes its vector from its pairs.
 
         Raises:
-          ArgumentError: an unknown preset; the message lists all.
+          ArgumentError: an unknown preset or method; the message lists all.
         """
-        chosen = presets.find(name)
+        chosen, method = presets.find(name), methods.method(method).name
         with progress_bar(f"Making the preset {chosen.name}", enabled=_shown(None), unit="answers") as report:
-            vector = presets.vector(self._loaded(model), chosen, self.store, report=report)
+            vector = presets.vector(self._loaded(model), chosen, self.store, method=method, report=report)
         return vector.steering(strength or chosen.strength)
 
     def generate_pairs(
