@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mechanex_jax.constraints.network import Builder, Matcher, Network, byte_mask
+from mechanex_jax.constraints.builder import Builder
+from mechanex_jax.constraints.network import Matcher, Network, byte_mask
 from mechanex_jax.constraints.vocabulary import Vocabulary
 
 DIGITS, LOWER = byte_mask(b"0123456789"), byte_mask(range(97, 123))

@@ -15,7 +15,8 @@ import toys
 from mechanex_jax import loops, rows, transforms
 from mechanex_jax.constraints import tables
 from mechanex_jax.constraints.automaton import arena
-from mechanex_jax.constraints.network import Builder, Matcher, byte_mask
+from mechanex_jax.constraints.builder import Builder
+from mechanex_jax.constraints.network import Matcher, byte_mask
 from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_rows
 
 EOS, PLENTY = 257, 1_000_000

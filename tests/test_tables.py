@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from mechanex_jax.constraints import cache, tables, trie
+from mechanex_jax.constraints.builder import Builder
 from mechanex_jax.constraints.matching import Compiled
-from mechanex_jax.constraints.network import Builder, Matcher, byte_mask
+from mechanex_jax.constraints.network import Matcher, byte_mask
 from mechanex_jax.constraints.vocabulary import Vocabulary
 from mechanex_jax.errors import ConstraintError
 

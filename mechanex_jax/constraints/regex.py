@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 
 from mechanex_jax.constraints import regex_ecma, regex_python
+from mechanex_jax.constraints.builder import Builder
 from mechanex_jax.constraints.dfa import DEFAULT_LIMITS, CharDfa, Limits, complement, to_bytes
-from mechanex_jax.constraints.network import Builder, Network
+from mechanex_jax.constraints.network import Network
 from mechanex_jax.constraints.nfa import determinise
 from mechanex_jax.constraints.syntax import Node
 from mechanex_jax.errors import ConstraintError, expected

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mechanex_jax.constraints.builder import Builder
 from mechanex_jax.constraints.dfa import DEAD, CharDfa, to_bytes, useful
-from mechanex_jax.constraints.network import Builder
 from mechanex_jax.constraints.nfa import Columns
 from mechanex_jax.constraints.partition import coarsest
 from mechanex_jax.constraints.spelling import SpellingTree

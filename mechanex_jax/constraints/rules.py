@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from mechanex_jax.constraints.builder import Builder
 from mechanex_jax.constraints.dfa import DEAD, DEFAULT_LIMITS, Limits
-from mechanex_jax.constraints.network import Builder, Network
+from mechanex_jax.constraints.network import Network
 from mechanex_jax.constraints.nfa import Columns, Nfa
 from mechanex_jax.constraints.recursion import called, factored, loops, nullable, productive, references
 from mechanex_jax.constraints.rule_automata import DONE, END, Automaton, Member, Subset, lead_bytes

@@ -13,8 +13,9 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
+from mechanex_jax.constraints.builder import Builder
 from mechanex_jax.constraints.dfa import CharDfa, everything, to_bytes
-from mechanex_jax.constraints.network import Builder, Dfa, mask_flags
+from mechanex_jax.constraints.network import Dfa, mask_flags
 from mechanex_jax.constraints.partition import coarsest, unique_rows
 
 _QUOTE = 1 << 0x22

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from mechanex_jax.constraints import schema_formulas as types
 from mechanex_jax.constraints import schema_graphs, schema_numbers
+from mechanex_jax.constraints.builder import Builder
 from mechanex_jax.constraints.dfa import Limits, minimise, product, to_bytes
-from mechanex_jax.constraints.network import Builder, Network
+from mechanex_jax.constraints.network import Network
 from mechanex_jax.constraints.schema_compiler import Compiler
 from mechanex_jax.constraints.schema_formulas import Formula, holds, signature
 from mechanex_jax.constraints.schema_graphs import Chains, Graph
