@@ -54,7 +54,8 @@ class Completion:
 
     Attributes:
       text: the continuation, ended before a stop string.
-      tokens: ids generated, an end-of-sequence id and the tokens of a stop string included.
+      tokens: ids generated, an end-of-sequence id and the tokens of a stop string included; of an ensemble with several
+        tokenizers, in that of the member whose text was chosen.
       logprobs: of each token, under the model itself (temperature 1, before any transform).
       finish_reason: "eos", "stop", "length", or "dead_end" where every token was forbidden.
       trace: what the method has to tell besides; for beam search the other hypotheses.

@@ -227,7 +227,8 @@ class Generation:
           draft_model: a smaller model that proposes tokens, which the loaded one checks several at a time: the same texts,
             sooner. A catalogue name, a path or a loaded alias. "default", as "speculative-decoding" without any, looks
             proposals up in the prompt and the text so far.
-          ensemble_models: for "ensemble-sampling"; further members, named like `draft_model`.
+          ensemble_models: for "ensemble-sampling"; further members, named like `draft_model`. Members with other tokenizers each
+            write a text, in their own tokens and with their own chat template, and vote on the texts.
           best_of_n: candidates that decode side by side, the prompt read once; the best is returned (see `mx.policy`).
           adaptive_temperature: lower the temperature by 0.08 in each further round, down to 0.05.
           adaptive_temperature_schedule: a temperature for each round, the last one repeating.
@@ -250,7 +251,8 @@ class Generation:
           logit_bias: {token id: added to its logit}; -inf forbids.
           constraint: one compiled by `mx.constraints.compile`, instead of the three above.
           json_whitespace: let JSON have some whitespace between its parts; by default it has none.
-          forbidden_terms: texts that must not appear, in upper or lower case: never generated, with any method or constraint.
+          forbidden_terms: texts that must not appear, in upper or lower case, inside words neither: never generated, with any
+            method or constraint. Where a constraint leaves nothing else, the text ends there ("dead_end").
           steering_layers: of vector and preset, use those at these layers only; None is all.
           steering_scope: positions to steer: "all", "prompt", "generated", `mx.edits.scope(...)`, or slice(start, end) of the
             whole text's tokens.
@@ -259,8 +261,9 @@ class Generation:
             above it favours longer texts.
           early_stopping: for constrained-beam-search, as in `transformers`: True ends with `beam_width` finished hypotheses,
             False when no better one is likely, "never" when none is possible.
-          speculative_steps: tokens drafted in a round, 1, 2, 4 or 8, to start with; fewer where they are not accepted.
-          voting: for "ensemble-sampling": "majority" of the members' tokens, or the "mean" or "product" of their distributions.
+          speculative_steps: the most tokens drafted in a round, 1 to 8; fewer, or none, where they are not accepted.
+          voting: for "ensemble-sampling": "majority" of the members' tokens, or the "mean" or "product" of their distributions;
+            between different tokenizers, of how likely each text is per byte.
           ensemble_weights: the loaded model's, then one for each of `ensemble_models`; None is equal weights.
           transform: a LogitsTransform of your own, applied after the method's (see `mx.transforms`).
           edits: edits of your own, applied after the steering vectors (see `mx.edits`).

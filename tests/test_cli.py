@@ -82,17 +82,19 @@ def test_every_option_reaches_generate(monkeypatch, tmp_path):
         "steering_preset": "brevity",
         "steering_vector": "sv_12345678",
         "steering_strength": 1.5,
+        "best_of_n": 2,
+        "forbidden_terms": ["c", "d"],
         "seed": 5,
         "model": "m",
         "dtype": "t",
         "device": "d",
     }
-    words = ["--method", "min-p", "--chat", "--stop", "a", "--stop", "b"]
+    words = ["--method", "min-p", "--chat", "--stop", "a", "--stop", "b", "--forbidden-term", "c", "--forbidden-term", "d"]
     for name, value in wanted.items():
-        if name not in ("sampling_method", "chat", "stop"):
+        if name not in ("sampling_method", "chat", "stop", "forbidden_terms"):
             words += [f"--{name.replace('_', '-')}", value]
     assert run("generate", "a", *words).stdout == "[red] and blue\n"
-    rest = {"typical_p": None, "json_schema": None, "regex_pattern": None, "grammar": None}
+    rest = dict.fromkeys(["typical_p", "json_schema", "regex_pattern", "grammar", "policy", "policy_id"])
     assert seen == {**wanted, **rest}
     schema, grammar = tmp_path / "a.json", tmp_path / "a.gbnf"
     schema.write_text('{"type": "integer"}')

@@ -95,14 +95,16 @@ def test_a_grid_too_large_to_list_is_covered_and_climbed():
     names = ("temperature", "diversity_strength", "repetition_penalty", "ads_beta", "min_p", "typical_p", "top_p")
     space = {f"sampling.{name}": [(1 + i) / 20 for i in range(19)] for name in names}
     worth = lambda policy: sum(getattr(policy.sampling, name) for name in names) / len(names)
-    toy = Evaluation(worth)
-    found = search(toy, space, 40, seed=3)
-    settings = [tuple(getattr(policy.sampling, name) for name in names) for policy, _ in toy.calls]
-    assert len(set(settings)) == 40
-    assert all(len({setting[axis] for setting in settings[:19]}) == 19 for axis in range(len(names)))
+    reached = []
+    for seed in range(3):
+        toy = Evaluation(worth)
+        reached.append(search(toy, space, 40, seed=seed)["best_trial"]["avg_score"])
+        settings = [tuple(getattr(policy.sampling, name) for name in names) for policy, _ in toy.calls]
+        assert len(set(settings)) == 40
+        assert all(len({setting[axis] for setting in settings[:19]}) == 19 for axis in range(len(names)))
     rng = np.random.default_rng(0)
     chance = np.mean([(rng.integers(1, 20, (40, len(names))) / 20).mean(1).max() for _ in range(200)])
-    assert found["best_trial"]["avg_score"] > chance + 0.05
+    assert np.mean(reached) > chance + 0.05  # 0.82 against 0.72; the best there is has 0.95
 
 
 def test_a_small_grid_is_tried_in_full_and_in_its_order():
@@ -276,6 +278,17 @@ def test_what_cannot_run_is_passed_over_or_refused_though_it_can_be_read():
         search(NEVER, {}, check=never)
 
 
+def test_values_of_which_none_go_together_are_refused():
+    space = {
+        "constraints.regex_pattern": ["a", "b"],
+        "constraints.grammar": ['root ::= "a"', 'root ::= "b"'],
+        "sampling.top_k": [*range(1, 9)],
+    }
+    for max_trials in (3, 100):
+        with pytest.raises(ArgumentError, match=r"none of 32 settings|2 constraints"):
+            search(NEVER, space, max_trials)
+
+
 def test_a_value_that_is_given_twice_is_tried_once():
     found = search(Evaluation(lambda policy: 1.0), {"sampling.temperature": [0.2, 0.5, 0.2], "sampling.top_k": [5, 5]})
     assert [trial["values"]["sampling.temperature"] for trial in found["trials"]] == [0.2, 0.5]
@@ -285,7 +298,7 @@ def test_a_value_that_is_given_twice_is_tried_once():
 
 
 def test_on_the_model_the_planted_setting_wins_on_prompts_it_was_not_tuned_on(mx):
-    """Texts are to be two digits: the model writes them if it is held to digits, and if it is held to two of anything."""
+    """Texts are to be JSON, and one of three patterns allows nothing else."""
     base = {
         "sampling": {"temperature": 1.0},
         "verifiers": {"enabled": ["syntax"], "repair_on_failure": False, "rerank": False},
@@ -293,15 +306,13 @@ def test_on_the_model_the_planted_setting_wins_on_prompts_it_was_not_tuned_on(mx
     }
     space = {"constraints.regex_pattern": ["[a-z]{2}", "[0-9]{2} ?[a-z]", "[1-9][0-9]"], "sampling.top_k": [20, 50]}
     prompts = ["One", "The number", "Tell me:", "3 and"]
-    run = lambda **more: mx.policy.auto_tune(prompts, base, search_space=space, max_new_tokens=4, seed=2, **more)
-    found = run()
+    found = mx.policy.auto_tune(prompts, base, search_space=space, max_new_tokens=4, seed=2)
     assert found["best_policy"]["constraints"] == {"regex_pattern": "[1-9][0-9]"} and len(found["trials"]) == 6
     assert found["best_trial"]["success_rate"] == found["best_trial"]["held_out"]["success_rate"] == 1.0
     assert found["best_trial"]["num_prompts"] == 3
     rates = {trial["values"]["constraints.regex_pattern"]: trial["success_rate"] for trial in found["trials"]}
     assert rates == {"[a-z]{2}": 0.0, "[0-9]{2} ?[a-z]": 0.0, "[1-9][0-9]": 1.0}
     assert mx.policy.run("Once", found["best_policy"], max_new_tokens=4, seed=1)["accepted"]
-    assert run(max_trials=3)["trials"][0]["avg_score"] == pytest.approx(0.3)
 
 
 def test_what_the_model_cannot_do_is_refused_before_anything_is_decoded(mx, monkeypatch):

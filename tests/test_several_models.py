@@ -43,7 +43,8 @@ def test_a_draft_changes_no_token_whatever_it_proposes(mx, small, draft):
 
 def test_prompt_lookup_takes_several_tokens_a_round_on_text_that_repeats(mx):
     greedy = mx.generation.generate(PROMPT, sampling_method="greedy", max_tokens=40)
-    text = mx.generation.generate(PROMPT, sampling_method="ssd", temperature=0.0, max_tokens=40, include_trace=True)
+    arguments = {"temperature": 0.0, "max_tokens": 40, "speculative_steps": 6, "include_trace": True}
+    text = mx.generation.generate(PROMPT, sampling_method="ssd", **arguments)
     assert text == greedy
     assert mx.generation.last_trace["tokens_per_round"] > 1.2
 

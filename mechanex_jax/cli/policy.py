@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from mechanex_jax.cli import base
+from mechanex_jax.cli import policy_given as given
 from mechanex_jax.cli.options import shares_session
-from mechanex_jax.errors import ArgumentError, Said, expected
+from mechanex_jax.errors import MechanexError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,8 +21,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Run, compare, evaluate, tune and keep policies.\n\n"
-    "A POLICY is a JSON file, the id of a saved one, or a builder's name, with what it takes after a colon: "
-    "diverse_chatbot, fast_tool_router, strict_json_extraction:schema.json, ensemble_vote:MODEL,MODEL, steering_preset:brevity.",
+    "A POLICY is a JSON file, the id of a saved one, or a builder's name with what it takes after a colon: "
+    "diverse_chatbot, fast_tool_router, strict_json_extraction:schema.json, ensemble_vote:MODEL,MODEL, "
+    "steering_preset:brevity.",
 )
 
 _Prompt = Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")]
@@ -29,7 +31,7 @@ _Prompts = Annotated[
     str,
     typer.Argument(
         metavar="PROMPTS",
-        help='A .txt file with one a line, a .jsonl file of objects with "prompt", - for lines of standard input, or one prompt.',
+        help='A .txt file with one a line, a .jsonl file of objects with "prompt", - for lines on standard input, or one.',
     ),
 ]
 _Policy = Annotated[str, typer.Argument(metavar="POLICY", help="A JSON file, a saved one's id, or a builder's name.")]
@@ -37,133 +39,6 @@ _Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a saved policy
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 _Result = Mapping[str, Any]
-
-
-# --- what is given ---
-
-
-def _from_schema(option: str) -> Any:
-    from mechanex_jax.policy import presets
-
-    return presets.strict_json_extraction(base.json_file(Path(option)))
-
-
-def _from_models(option: str) -> Any:
-    from mechanex_jax.policy import presets
-
-    return presets.ensemble_vote([name.strip() for name in option.split(",") if name.strip()])
-
-
-def _from_preset(option: str) -> Any:
-    from mechanex_jax.policy import presets
-
-    return presets.steering_preset(option)
-
-
-def _without_option(name: str) -> Callable[[str], Any]:
-    def build(option: str) -> Any:
-        from mechanex_jax.policy import presets
-
-        if option:
-            raise expected("POLICY", f"{name}:{option}", f"{name} alone", "It takes nothing after a colon.")
-        return getattr(presets, name)()
-
-    return build
-
-
-# Builders: what each takes after the colon, in words, and how it is made of that.
-_BUILDERS: dict[str, tuple[str, Callable[[str], Any]]] = {
-    "strict_json_extraction": ("the file of a JSON Schema", _from_schema),
-    "fast_tool_router": ("", _without_option("fast_tool_router")),
-    "diverse_chatbot": ("", _without_option("diverse_chatbot")),
-    "ensemble_vote": ("names of models, with commas between them", _from_models),
-    "steering_preset": ("the name of a steering preset", _from_preset),
-}
-
-
-def _policy(spec: str) -> Any:
-    """The policy that an argument names, found right before a model is fetched for nothing."""
-    from mechanex_jax.policy import Policies, schema
-
-    name, _, option = spec.partition(":")
-    path = Path(spec)
-    if name in _BUILDERS:
-        takes, build = _BUILDERS[name]
-        if takes and not option:
-            raise expected("POLICY", spec, f"{takes} with it", f"Write {name}:...")
-        found = build(option)
-    elif path.suffix == ".json" or path.is_file():
-        found = base.json_file(path)
-    else:
-        try:
-            found = Policies().get(spec)
-        except ArgumentError as error:
-            raise ArgumentError(f"{error} Or a JSON file, or one of {', '.join(_BUILDERS)}.") from None
-    return schema.read(found)
-
-
-def _prompts(given: str) -> list[str]:
-    """Prompts of a file, of standard input, or the one that was given."""
-    path = Path(given)
-    if given == "-":
-        found = [line for line in base.stdin().splitlines() if line.strip()]
-    elif path.suffix == ".jsonl":
-        found = [*_rows(path)]
-    elif path.suffix == ".txt":
-        found = [line for line in base.text_file(path).splitlines() if line.strip()]
-    else:
-        found = [given]
-    if not found:
-        raise expected("PROMPTS", Said(f"no prompt in {given}"), "at least one")
-    return [_checked(prompt) for prompt in found]
-
-
-def _rows(path: Path) -> Iterator[str]:
-    for number, line in enumerate(base.text_file(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise expected(f"{path}, line {number}", line, f"JSON ({error.msg}, column {error.colno})") from error
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise expected(f"{path}, line {number}", row, 'an object with a "prompt", a string')
-        yield row["prompt"]
-
-
-def _checked(prompt: str) -> str:
-    from mechanex_jax.jobs import check_text
-
-    check_text("prompt", prompt)
-    return prompt
-
-
-def _space(file: Path | None, tries: Sequence[str]) -> dict[str, Any]:
-    """The search space of a file, and of PATH=VALUE,VALUE."""
-    space = {} if file is None else base.json_file(file)
-    if not isinstance(space, dict):
-        raise expected("--space", space, "a JSON object of paths and lists of values")
-    for item in tries:
-        path, equals, values = item.partition("=")
-        if not (path and equals):
-            raise expected("--try", item, "PATH=VALUE,VALUE, such as sampling.temperature=0.2,0.7")
-        space[path.strip()] = _values(values)
-    return space
-
-
-def _values(given: str) -> list[Any]:
-    """JSON values with commas between them; what is no JSON is a string."""
-    try:
-        return json.loads(f"[{given}]")
-    except ValueError:
-        return [_value(part.strip()) for part in given.split(",")]
-
-
-def _value(part: str) -> Any:
-    try:
-        return json.loads(part)
-    except ValueError:
-        return part
 
 
 def _start(session: dict[str, Any], policies: Sequence[Any]) -> Any:
@@ -236,8 +111,8 @@ def run(
       mechanex-jax policy run "Name three rivers." diverse_chatbot --chat
       mechanex-jax policy run - router.json --trace < question.txt
     """
-    chosen = _policy(policy)
-    text = _checked(base.stdin() if prompt == "-" else prompt)
+    chosen = given.policy(policy)
+    text = given.checked(base.stdin() if prompt == "-" else prompt)
     seed = _seed(session)
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed}
     found = _start(session, [chosen]).run(text, chosen, include_trace=True, **options)
@@ -268,8 +143,8 @@ def compare(
     \b
       mechanex-jax policy compare "Name three rivers." diverse_chatbot mine.json --chat
     """
-    chosen = [_policy(spec) for spec in policies]
-    text = _checked(base.stdin() if prompt == "-" else prompt)
+    chosen = [given.policy(spec) for spec in policies]
+    text = given.checked(base.stdin() if prompt == "-" else prompt)
     seed = _seed(session)
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed}
     found = _start(session, chosen).compare(text, chosen, **options)
@@ -298,14 +173,14 @@ def evaluate(
     \b
       mechanex-jax policy evaluate prompts.txt pol_0123abcd --seed 1
     """
-    chosen, given, seed = _policy(policy), _prompts(prompts), _seed(session)
+    chosen, texts, seed = given.policy(policy), given.prompts(prompts), _seed(session)
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed, "batch_size": batch_size}
-    found = _start(session, [chosen]).evaluate(given, chosen, **options)
+    found = _start(session, [chosen]).evaluate(texts, chosen, **options)
     if as_json:
         base.print_json({**found, "seed": seed})
         return
     table = base.table("Prompt", *_FIGURES, "Output")
-    for prompt, result in zip(given, found["outputs"], strict=True):
+    for prompt, result in zip(texts, found["outputs"], strict=True):
         table.add_row(_line(prompt, 40), *_figures(result), _line(result["output"]))
     base.print_table(table)
     typer.echo(
@@ -320,11 +195,17 @@ def tune(
     prompts: _Prompts,
     arguments: dict[str, Any],
     session: dict[str, Any],
-    policy: Annotated[str | None, typer.Option(metavar="POLICY", help="Where to start: as for `run`; otherwise nothing.")] = None,
-    space: Annotated[Path | None, typer.Option(metavar="FILE", help="JSON: {path of a field: [values]}.")] = None,
+    policy: Annotated[
+        str | None, typer.Option(metavar="POLICY", help="Where to start: as for `run`; otherwise nothing.")
+    ] = None,
+    space: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A JSON object: for paths of fields, lists of values.")
+    ] = None,
     tries: Annotated[
         list[str] | None,
-        typer.Option("--try", metavar="PATH=V,V", help="Values of a field, such as sampling.temperature=0.2,0.7; repeat for more."),
+        typer.Option(
+            "--try", metavar="PATH=V,V", help="Values of a field, such as sampling.temperature=0.2,0.7; repeat for more."
+        ),
     ] = None,
     max_trials: Annotated[int, typer.Option(min=1, help="Most settings to try.")] = 24,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that decode together; fewer take less memory.")] = 32,
@@ -342,11 +223,11 @@ def tune(
         from mechanex_jax.steering.evaluation import matplotlib
 
         matplotlib()  # before hours of work for nothing
-    start = _policy(policy) if policy is not None else None
-    given, wanted, seed = _prompts(prompts), _space(space, tries or ()), _seed(session)
+    start = given.policy(policy) if policy is not None else None
+    texts, wanted, seed = given.prompts(prompts), given.space(space, tries or ()), _seed(session)
     running = _start(session, [] if start is None else [start])
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed, "batch_size": batch_size}
-    found = running.auto_tune(given, start, search_space=wanted, max_trials=max_trials, **options)
+    found = running.auto_tune(texts, start, search_space=wanted, max_trials=max_trials, **options)
     saved = running.save(found["best_policy"]) if save else None
     if plot is not None:
         from mechanex_jax.policy import plots
@@ -391,7 +272,11 @@ def list_policies(as_json: _Json = False) -> None:
         return
     table = base.table("Id", "Name", "Method", "Candidates", "Verifiers", "Description")
     for item in found:
-        policy = schema.read(item)
+        try:
+            policy = schema.read(item)
+        except MechanexError as error:  # changed by hand, or saved by another version
+            table.add_row(_line(item["id"]), "-", "-", "-", "-", _line(f"cannot be used: {error}", 100))
+            continue
         candidates = max(policy.optimization.best_of_n, policy.sampling.num_candidates)
         cells = (item["id"], policy.name or "-", policy.sampling.method, str(candidates))
         table.add_row(*map(_line, (*cells, ", ".join(policy.verifiers.enabled) or "-", policy.description or "")))
@@ -403,7 +288,7 @@ def show(policy: _Policy) -> None:
     """Print a POLICY as JSON."""
     from mechanex_jax.policy.plain import plain
 
-    typer.echo(json.dumps(plain("policy", _policy(policy).given), indent=2))
+    typer.echo(json.dumps(plain("policy", given.policy(policy).given), indent=2))
 
 
 @app.command()
@@ -411,7 +296,7 @@ def save(policy: _Policy) -> None:
     """Keep a POLICY, under its "id" if it has one; prints the id."""
     from mechanex_jax.policy import Policies
 
-    typer.echo(Policies().save(_policy(policy).given))
+    typer.echo(Policies().save(given.policy(policy).given))
 
 
 @app.command()

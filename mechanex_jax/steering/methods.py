@@ -53,7 +53,7 @@ class Method:
 METHODS = {
     method.name: method
     for method in (
-        Method("few-shot", few_shot, False, False, {"steps": 32, "max_norm": 0.4, "learning_rate": 0.25}),
+        Method("few-shot", few_shot, False, False, {"steps": 16, "max_norm": 0.4, "learning_rate": 0.25}),
         Method("caa", caa, True),
         Method("steering-perceptrons", perceptrons, True, True, {"steps": 300, "hidden": 16, "learning_rate": 1e-2}),
     )

@@ -52,7 +52,7 @@ PRESETS = {
     for preset in (
         Preset("brevity", 1.0),
         Preset("truthfulness", 2.0, (1 / 3, 1 / 2), 48),
-        Preset("json_compliance", 0.7),
+        Preset("json_compliance", 0.43),
         Preset("format_rigidity", 0.6),
         Preset("refusal_strength", 0.95),
         Preset("safety_style", 1.2, tokens=48),  # care is named late in an answer

@@ -72,7 +72,7 @@ class Steering(Library):
           site: where activations are read and vectors added, one of `mx.edits.SITES`.
           chat: prompts are a user's messages and answers the model's, in its chat template.
           seed: 0 to 4294967295; the same vectors each time on one machine.
-          steps: of training, the most; None is 32 (few-shot) or 300 (steering-perceptrons).
+          steps: of training, the most; None is 16 (few-shot) or 300 (steering-perceptrons).
           learning_rate: None is 0.25 of the bound per step (few-shot), or 0.01 (steering-perceptrons).
           max_norm: for few-shot, the bound on the norms of all layers' vectors together, as a share of a typical activation's
             norm; None is 0.4.

@@ -1,0 +1,135 @@
+"""What the commands of `policy` are given: policies, prompts and search spaces, right before a model is fetched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mechanex_jax.cli import base
+from mechanex_jax.errors import ArgumentError, Said, expected
+
+
+def _from_schema(option: str) -> Any:
+    from mechanex_jax.policy import presets
+
+    return presets.strict_json_extraction(base.json_file(Path(option)))
+
+
+def _from_models(option: str) -> Any:
+    from mechanex_jax.policy import presets
+
+    return presets.ensemble_vote([name.strip() for name in option.split(",") if name.strip()])
+
+
+def _from_preset(option: str) -> Any:
+    from mechanex_jax.policy import presets
+
+    return presets.steering_preset(option)
+
+
+def _without_option(name: str) -> Callable[[str], Any]:
+    def build(option: str) -> Any:
+        from mechanex_jax.policy import presets
+
+        if option:
+            raise expected("POLICY", f"{name}:{option}", f"{name} alone", "It takes nothing after a colon.")
+        return getattr(presets, name)()
+
+    return build
+
+
+# Builders: what each takes after the colon, in words, and how it is made of that.
+_BUILDERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "strict_json_extraction": ("the file of a JSON Schema", _from_schema),
+    "fast_tool_router": ("", _without_option("fast_tool_router")),
+    "diverse_chatbot": ("", _without_option("diverse_chatbot")),
+    "ensemble_vote": ("names of models, with commas between them", _from_models),
+    "steering_preset": ("the name of a steering preset", _from_preset),
+}
+
+
+def policy(spec: str) -> Any:
+    """The policy that an argument names: a JSON file, a saved one's id, or a builder with what it takes."""
+    from mechanex_jax.policy import Policies, schema
+
+    name, _, option = spec.partition(":")
+    path = Path(spec)
+    if name in _BUILDERS:
+        takes, build = _BUILDERS[name]
+        if takes and not option:
+            raise expected("POLICY", spec, f"{takes} with it", f"Write {name}:...")
+        found = build(option)
+    elif path.suffix == ".json" or path.is_file():
+        found = base.json_file(path)
+    else:
+        try:
+            found = Policies().get(spec)
+        except ArgumentError as error:
+            raise ArgumentError(f"{error} Or a JSON file, or one of {', '.join(_BUILDERS)}.") from None
+    return schema.read(found)
+
+
+def prompts(given: str) -> list[str]:
+    """Prompts of a file, of standard input, or the one that was given."""
+    path = Path(given)
+    if given == "-":
+        found = [line for line in base.stdin().splitlines() if line.strip()]
+    elif path.suffix == ".jsonl":
+        found = [*_rows(path)]
+    elif path.suffix == ".txt":
+        found = [line for line in base.text_file(path).splitlines() if line.strip()]
+    else:
+        found = [given]
+    if not found:
+        raise expected("PROMPTS", Said(f"no prompt in {given}"), "at least one")
+    return [checked(prompt) for prompt in found]
+
+
+def _rows(path: Path) -> Iterator[str]:
+    for number, line in enumerate(base.text_file(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise expected(f"{path}, line {number}", line, f"JSON ({error.msg}, column {error.colno})") from error
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise expected(f"{path}, line {number}", row, 'an object with a "prompt", a string')
+        yield row["prompt"]
+
+
+def checked(prompt: str) -> str:
+    from mechanex_jax.jobs import check_text
+
+    check_text("prompt", prompt)
+    return prompt
+
+
+def space(file: Path | None, tries: Sequence[str]) -> dict[str, Any]:
+    """The search space of a file, and of PATH=VALUE,VALUE."""
+    space = {} if file is None else base.json_file(file)
+    if not isinstance(space, dict):
+        raise expected("--space", space, "a JSON object of paths and lists of values")
+    for item in tries:
+        path, equals, values = item.partition("=")
+        if not (path and equals):
+            raise expected("--try", item, "PATH=VALUE,VALUE, such as sampling.temperature=0.2,0.7")
+        space[path.strip()] = _values(values)
+    return space
+
+
+def _values(given: str) -> list[Any]:
+    """JSON values with commas between them; what is no JSON is a string."""
+    try:
+        return json.loads(f"[{given}]")
+    except ValueError:
+        return [_value(part.strip()) for part in given.split(",")]
+
+
+def _value(part: str) -> Any:
+    try:
+        return json.loads(part)
+    except ValueError:
+        return part
