@@ -227,8 +227,8 @@ class Generation:
           draft_model: a smaller model that proposes tokens, which the loaded one checks several at a time: the same texts,
             sooner. A catalogue name, a path or a loaded alias. "default", as "speculative-decoding" without any, looks
             proposals up in the prompt and the text so far.
-          ensemble_models: for "ensemble-sampling"; further members, named like `draft_model`. Members with other tokenizers each
-            write a text, in their own tokens and with their own chat template, and vote on the texts.
+          ensemble_models: for "ensemble-sampling"; further members, named like `draft_model`. Members with other tokenizers
+            each write a text, in their own tokens and with their own chat template, and vote on the texts.
           best_of_n: candidates that decode side by side, the prompt read once; the best is returned (see `mx.policy`).
           adaptive_temperature: lower the temperature by 0.08 in each further round, down to 0.05.
           adaptive_temperature_schedule: a temperature for each round, the last one repeating.

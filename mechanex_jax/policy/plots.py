@@ -55,12 +55,14 @@ def plot(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
 def _axis(panel: Any, name: str, values: list[Any], scores: np.ndarray, best: int) -> None:
     """Scores by the values of an axis: numbers in order, others as they came."""
     distinct = {_shown(value): value for value in values}
-    if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):
+    ordered = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+    if ordered:
         distinct = dict(sorted(distinct.items(), key=lambda item: item[1]))
     places = {shown: at for at, shown in enumerate(distinct)}
     at = np.array([places[_shown(value)] for value in values])
     panel.plot(at, scores, "o", markersize=4, color="0.6")
-    panel.plot(range(len(places)), [scores[at == place].mean() for place in places.values()])
+    means = [scores[at == place].mean() for place in places.values()]
+    panel.plot(range(len(places)), means, **({} if ordered else {"linestyle": "", "marker": "_", "markersize": 16}))
     panel.plot(at[best], scores[best], "*", markersize=12, color="C1")
     labels = [shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…" for shown in places]
     panel.set_xticks(range(len(places)), labels, rotation=30 if max(map(len, labels)) > 4 else 0, fontsize=8)

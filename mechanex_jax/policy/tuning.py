@@ -34,7 +34,7 @@ _FEW = 4
 _FINALISTS = 3
 _ENUMERATED = 4096  # settings of a grid that is looked at as a whole; of a larger one, as many are drawn for each trial
 _WITNESSES = 32  # settings that are looked at for one in which a value is right
-_HOPE = 1.5  # standard deviations that a setting's worth is overrated by: what is uncertain is tried too
+_HOPE = 2.0  # standard deviations that a setting's worth is overrated by at first: what is uncertain is tried too
 _NOISE = 0.05  # variance of a trial's worth around the sum of its effects, in units of the trials' variance
 
 Setting = tuple[int, ...]
@@ -296,10 +296,10 @@ def _chosen(grid: _Grid, count: int, worths: Mapping[Setting, float], rng: np.ra
     """
     whole = np.array(list(grid.settings())) if grid.size <= _ENUMERATED else None
     untried = [np.ones(len(axis.values), bool) for axis in grid.axes]
-    for _ in range(count):
+    for left in range(count, 0, -1):
         pool = _pool(grid, untried, worths, rng) if whole is None else rng.permutation(whole)
         new = np.stack([values[pool[:, at]] for at, values in enumerate(untried)]).sum(0)
-        order = np.lexsort((-_hopes(pool, worths).round(9), -new))  # stable: the permutation breaks ties
+        order = np.lexsort((-_hopes(pool, worths, _HOPE * left / count).round(9), -new))  # stable: the permutation breaks ties
         ranked = (tuple(setting) for setting in pool[order].tolist())
         setting = next((setting for setting in ranked if setting not in worths and grid.policy(setting)), None)
         if setting is None:
@@ -323,8 +323,8 @@ def _pool(grid: _Grid, untried: Sequence[np.ndarray], worths: Mapping[Setting, f
     return np.concatenate([pool, np.array(steps)])
 
 
-def _hopes(pool: np.ndarray, worths: Mapping[Setting, float]) -> np.ndarray:
-    """An optimistic guess at what settings are worth: its mean, and `_HOPE` standard deviations on top.
+def _hopes(pool: np.ndarray, worths: Mapping[Setting, float], hope: float) -> np.ndarray:
+    """An optimistic guess at what settings are worth: its mean, and `hope` standard deviations on top.
 
     A worth is taken for a mean, an effect for each value, all of one variance, and noise. Then settings go together by the
     share of axes on which they agree, which is the kernel of the Gaussian process here (Bayesian ridge regression on which
@@ -333,6 +333,7 @@ def _hopes(pool: np.ndarray, worths: Mapping[Setting, float]) -> np.ndarray:
     Args:
       pool: [settings, axes].
       worths: of the settings tried.
+      hope: less of it looks less for what is unknown; it falls as trials run out.
 
     Returns:
       [settings], in standard deviations of `worths` from their mean; zeros where nothing was tried.
@@ -345,4 +346,4 @@ def _hopes(pool: np.ndarray, worths: Mapping[Setting, float]) -> np.ndarray:
     known, between = agree(tried, tried) + _NOISE * np.eye(len(tried)), agree(tried, pool)
     weights = np.linalg.solve(known, between)  # [tried, settings]
     guess = ((values - values.mean()) / (spread if spread > 0 else 1.0)) @ weights
-    return guess + _HOPE * np.sqrt(np.maximum(1 - (between * weights).sum(0), 0))
+    return guess + hope * np.sqrt(np.maximum(1 - (between * weights).sum(0), 0))
