@@ -104,7 +104,7 @@ def test_a_grid_too_large_to_list_is_covered_and_climbed():
         assert all(len({setting[axis] for setting in settings[:19]}) == 19 for axis in range(len(names)))
     rng = np.random.default_rng(0)
     chance = np.mean([(rng.integers(1, 20, (40, len(names))) / 20).mean(1).max() for _ in range(200)])
-    assert np.mean(reached) > chance + 0.05  # 0.82 against 0.72; the best there is has 0.95
+    assert np.mean(reached) > chance + 0.05  # 0.87 against 0.72; the best there is has 0.95
 
 
 def test_a_small_grid_is_tried_in_full_and_in_its_order():

@@ -34,7 +34,7 @@ _FEW = 4
 _FINALISTS = 3
 _ENUMERATED = 4096  # settings of a grid that is looked at as a whole; of a larger one, as many are drawn for each trial
 _WITNESSES = 32  # settings that are looked at for one in which a value is right
-_HOPE = 2.0  # standard deviations that a setting's worth is overrated by at first: what is uncertain is tried too
+_HOPE = 2.5  # standard deviations that a setting's worth is overrated by at first: what is uncertain is tried too
 _NOISE = 0.05  # variance of a trial's worth around the sum of its effects, in units of the trials' variance
 
 Setting = tuple[int, ...]
