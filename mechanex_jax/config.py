@@ -258,7 +258,7 @@ def _vote(name: str, value: Any) -> None:
 
 
 def _drafted(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not 1 <= value <= 8:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 8:
         raise expected(name, value, "1 to 8 drafted tokens a round")
 
 

@@ -131,7 +131,8 @@ class Mechanex:
             return self._models[name]
         found = loading.load(name)
         for model in self._models.values():
-            if model.fingerprint == found.fingerprint:
+            if model.fingerprint == found.fingerprint:  # the same model under a further name
+                self._models = {name: model, **self._models}
                 return model
         # In front: the model loaded last stays the default.
         self._models = {name: found, **self._models}
