@@ -162,7 +162,7 @@ class Driver:
     def _likelihoods(self, rows: Sequence[int], prepared: Plain, completions: Sequence[Completion]) -> list[float | None]:
         """Mean log-likelihood per token after the run's prompt, under the loaded model alone, where a plan reranks."""
         found: list[float | None] = [None] * len(rows)
-        again: list[int] = []
+        again: list[tuple[int, int, Sequence[int]]] = []
         for at, (row, completion) in enumerate(zip(rows, completions, strict=True)):
             if not self.plans[row].policy.verifiers.rerank or not completion.tokens:
                 continue
@@ -171,15 +171,19 @@ class Driver:
             if own and request.config.method.loop != "ensemble":
                 found[at] = float(np.mean(completion.logprobs))
             else:
-                again.append(at)
+                # A member of an ensemble may have spelt its text in tokens of its own.
+                spelt = self.given.loaded.tokenizer.encode(completion.text, add_special_tokens=False)
+                again.append((at, row, spelt if request.members else completion.tokens))
+        again = [text for text in again if text[2]]
         if again:
-            for at, value in zip(again, self._scored([(rows[at], completions[at]) for at in again]), strict=True):
+            for (at, _, _), value in zip(again, self._scored([text[1:] for text in again]), strict=True):
                 found[at] = value
         return found
 
-    def _scored(self, texts: Sequence[tuple[int, Completion]]) -> list[float]:
-        prompts = [self._first.requests[row].tokens for row, _ in texts]
-        whole = [(*prompt, *completion.tokens) for prompt, (_, completion) in zip(prompts, texts, strict=True)]
+    def _scored(self, texts: Sequence[tuple[int, Sequence[int]]]) -> list[float]:
+        """Of ids behind a run's prompt, as far as they fit the context."""
+        prompts, context = [self._first.requests[row].tokens for row, _ in texts], self.given.loaded.model.spec.context
+        whole = [(*prompt, *ids)[:context] for prompt, (_, ids) in zip(prompts, texts, strict=True)]
         lengths = np.array(list(map(len, whole)), np.int32)
         tokens = np.zeros((len(whole), lengths.max()), np.int32)
         for at, ids in enumerate(whole):
