@@ -114,6 +114,13 @@ def end_all(runner: int, adopts: bool) -> None:
             return
 
 
+def _tidy(job: dict) -> None:
+    """What the library would do, were it still there."""
+    import shutil
+
+    shutil.rmtree(job["folder"], ignore_errors=True)
+
+
 def keep(job: dict, channel: int) -> NoReturn:
     """Start the runner, wait for it as long as it may take, end it, and say on standard output how it went."""
     refused, user = (
@@ -122,6 +129,7 @@ def keep(job: dict, channel: int) -> NoReturn:
         else ([containment.PROCESSES, containment.NETWORK, containment.SHARED], False)
     )
     adopts = containment.PROCESSES in refused and containment.LINUX
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # until there is somebody who tidies up behind it
     said = os.dup(1)
     nothing = os.open("/dev/null", os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -133,6 +141,7 @@ def keep(job: dict, channel: int) -> NoReturn:
         containment.prctl(containment.PDEATHSIG, signal.SIGTERM)  # after a change of user namespace, which clears it
         containment.prctl(containment.SUBREAPER, 1)
         if os.getppid() != job["parent"]:
+            _tidy(job)
             os._exit(1)
     job["number"] = os.getpid()
     os.set_inheritable(channel, False)
@@ -140,6 +149,7 @@ def keep(job: dict, channel: int) -> NoReturn:
     if runner == 0:
         for descriptor in (said, ready, tell_go):
             os.close(descriptor)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         os.setsid()
         report = "\n".join(containment.shut_in(job, refused, user))
         os.write(tell_ready, report.encode() + b".")
@@ -155,15 +165,15 @@ def keep(job: dict, channel: int) -> NoReturn:
     def finish(status: str) -> NoReturn:
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM, signal.SIGTERM})
         end_all(runner, adopts)
-        if os.getppid() != job["parent"]:  # nobody else is left to tidy up
-            import shutil
-
-            shutil.rmtree(job["folder"], ignore_errors=True)
+        # Told to stop, by the library or because it died; which of its threads still live is not known.
+        if status == "stopped" or os.getppid() != job["parent"]:
+            _tidy(job)
         containment.tried(os.write, said, status.encode())
         os._exit(0)
 
     signal.signal(signal.SIGTERM, lambda *_: finish("stopped"))
     signal.signal(signal.SIGALRM, lambda *_: finish("timeout"))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     report = b""
     while part := os.read(ready, 4096):
         report += part
