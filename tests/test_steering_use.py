@@ -170,6 +170,22 @@ def test_an_unknown_preset_lists_the_eight(steering):
     assert all(name in str(caught.value) for name in EIGHT) and "Did you mean 'brevity'" in str(caught.value)
 
 
+def test_a_preset_is_made_by_its_own_method_where_none_is_named(steering, monkeypatch):
+    names = []
+    monkeypatch.setattr(
+        presets.methods,
+        "make",
+        lambda name, *given, make=presets.methods.make, **more: (names.append(name), make(name, *given, **more))[1],
+    )
+    first, named = steering.preset("json_compliance"), steering.preset("json_compliance", method="few-shot")
+    other = steering.preset("json_compliance", method="caa")
+    steering.preset("brevity")
+    assert names == ["few-shot", "caa", "caa"]
+    (layer,) = first.additions["resid_pre"]
+    np.testing.assert_array_equal(first.additions["resid_pre"][layer], named.additions["resid_pre"][layer])
+    assert np.abs(first.additions["resid_pre"][layer] - other.additions["resid_pre"][layer]).max() > 1e-3
+
+
 def test_a_preset_is_computed_once_and_kept_apart(steering, monkeypatch):
     first = steering.preset("tone_control")
     (path,) = (steering.store.folder / "presets").iterdir()

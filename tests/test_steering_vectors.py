@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
 import jax
@@ -131,7 +132,7 @@ def test_the_loss_of_few_shot_is_that_of_the_whole_models_logits(tiny):
     for index, row in enumerate(rows):
         logits = np.asarray(out.logits[index], np.float64)
         logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-        chosen = np.array([logp[i - 1, row.tokens[i]] for i in range(row.start, min(len(row.tokens), row.start + 16))])
+        chosen = np.array([logp[i - 1, row.tokens[i]] for i in range(row.start, len(row.tokens))])
         each.append(np.mean(-chosen if row.positive else -np.log1p(-np.exp(np.minimum(chosen, -1e-3)))))
         entering.append(np.linalg.norm(out.activations["resid_pre"][index, [1, 3], : len(row.tokens)], axis=-1))
     np.testing.assert_allclose(got, np.mean(each), rtol=1e-5)
@@ -176,6 +177,35 @@ def test_few_shot_lowers_its_loss_within_its_bound(small, negatives):
     np.testing.assert_array_equal(again.vectors, made.vectors)
     other = methods.make("few-shot", loaded, rows, (1, 2), steps=2, seed=1)
     assert np.abs(other.vectors).max() > 0 and other.vectors.shape == (2, 64)
+
+
+@pytest.mark.parametrize(("method", "own"), [("caa", None), ("few-shot", 16)])
+def test_methods_see_the_first_tokens_of_each_answer(small, method, own):
+    """As many as are asked for, else the method's own number; by data that is cut beforehand."""
+    loaded, long = small.local_model(), dataclasses.replace(DATA, positives=tuple(text * 4 for text in DATA.positives))
+    rows = examples(loaded, long)
+    settings = {"steps": 2} if method == "few-shot" else {}
+    assert max(len(row.tokens) - row.start for row in rows) > 16
+    for tokens, cut in ((5, 5), (None, own)):
+        want = methods.make(
+            method, loaded, rows if cut is None else [row.cut(cut) for row in rows], (1,), tokens=999, **settings
+        )
+        got = methods.make(method, loaded, rows, (1,), tokens=tokens, **settings)
+        np.testing.assert_array_equal(got.vectors, want.vectors)
+
+
+def test_ended_answers_close_with_the_token_that_generation_stops_at(small, steering):
+    loaded = small.local_model()
+    plain, ended = examples(loaded, DATA), examples(loaded, DATA, ended=True)
+    for a, b in zip(plain, ended, strict=True):
+        assert b.tokens == (*a.tokens, loaded.tokenizer.eos_ids[0]) and b.start == a.start
+    made = [
+        steering.generate_vectors(**GOOD, ended=flag, answer_tokens=n) for flag, n in ((False, None), (True, None), (True, 1))
+    ]
+    found = [steering.get_vectors(id)[2] for id in made]
+    assert np.abs(found[0] - found[1]).max() > 1e-3 and np.abs(found[1] - found[2]).max() > 1e-3
+    begun = methods.make("caa", loaded, plain, (2,), tokens=1)
+    np.testing.assert_array_equal(found[2], begun.vectors[0])
 
 
 def test_strength_makes_positive_answers_likelier_than_negative_ones(small, steering):
@@ -277,6 +307,8 @@ GOOD = {"prompts": PROMPTS, "positive_answers": POSITIVE, "negative_answers": NE
         ({"method": "few-shot", "max_norm": -1.0}, "max_norm: got -1"),
         ({"method": "few-shot", "steps": 1.5}, "steps: got 1.5"),
         ({"method": "few-shot", "hidden": 3}, "few-shot does not use it"),
+        ({"answer_tokens": 0}, "answer_tokens: got 0"),
+        ({"ended": "yes"}, "ended: got 'yes'"),
         ({"prompts": ["x"], "positive_answers": ["the users " * 400]}, "positive_answers\\[0\\].*at most 512"),
         (
             {"prompts": ["x"], "positive_answers": ["a"], "negative_answers": ["b"], "method": "steering-perceptrons"},

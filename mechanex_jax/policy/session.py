@@ -23,6 +23,7 @@ from mechanex_jax.policy.sandbox import UnitTestRunner, run_unit_tests
 from mechanex_jax.policy.schema import Policy
 from mechanex_jax.policy.store import JsonStore
 from mechanex_jax.steering.methods import METHODS as STEERING_METHODS
+from mechanex_jax.steering.presets import PRESETS
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)} | {"model": None}
 _ANYWHERE = ("default", None)
@@ -252,7 +253,7 @@ class Policies(Library):
             made = store.describe(steering.vector_id)["method"]
             if made in STEERING_METHODS and made != steering.method:
                 raise expected("policy.steering.method", steering.method, f"{made!r}, by which {steering.vector_id} was made")
-        if steering.preset is None or steering.method == "caa":
+        if steering.preset is None or steering.method == PRESETS[steering.preset].method:
             return None
         found = store.preset(steering.preset, preset_strength(policy), loaded, steering.method)
         vector = vector_of(steering)

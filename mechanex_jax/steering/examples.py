@@ -169,23 +169,25 @@ def _tokenise(loaded: Any, prompt: str, answer: str, chat: bool) -> tuple[tuple[
     return tuple(both), start
 
 
-def examples(loaded: Any, data: Data, *, chat: bool = False) -> list[Example]:
+def examples(loaded: Any, data: Data, *, chat: bool = False, ended: bool = False) -> list[Example]:
     """Every prompt and answer that belong together, positives first.
 
     As many answers as prompts pair up; otherwise every prompt goes with every answer. A plain text is prompt and answer
-    joined as they are; with `chat` the prompt is a user's message and the answer is the model's.
+    joined as they are; with `chat` the prompt is a user's message and the answer is the model's. With `ended` the token that
+    ends a text, or a turn, follows every answer.
 
     Raises:
       ArgumentError: an answer that adds no token, or more tokens than the model's context.
     """
-    found = []
+    found, end = [], loaded.tokenizer.eos_ids[:1] if ended else ()
     for positive, answers in ((True, data.positives), (False, data.negatives)):
         paired = len(answers) == len(data.prompts)
         for group, answer in enumerate(answers):
             for prompt in [data.prompts[group]] if paired else data.prompts:
                 tokens, start = _tokenise(loaded, prompt, answer, chat)
                 name = f"{'positive' if positive else 'negative'}_answers[{group}]"
-                if start >= len(tokens):
+                tokens = (*tokens, *end)
+                if start >= len(tokens) - len(end):
                     raise expected(name, answer, "an answer that adds a token to its prompt")
                 if len(tokens) > loaded.model.spec.context:
                     raise expected(

@@ -16,7 +16,6 @@ from mechanex_jax.steering.examples import Batch, Example, pad
 from mechanex_jax.steering.made import Made, Task
 
 _POSITIONS = 512  # rows times width of a training step: logits of that many positions are in memory
-_ANSWER = 16  # tokens of an answer that are trained on: its manner shows early, and long ones would cost the most
 _MULTIPLE = 8  # the length of all rows is the next one of it
 _WINDOW, _GAIN = 8, 0.03  # stop where the mean loss of so many steps is not this share below that of those before
 _START = 0.01  # norm of the first vectors, of a bound of 1
@@ -74,7 +73,8 @@ def fields(batch: Batch, examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """What `loss` takes of a batch of these examples."""
     sign = np.zeros(len(batch.tokens), np.float32)
     sign[: len(batch.indices)] = [1 if examples[i].positive else -1 for i in batch.indices]
-    places = batch.starts[:, None] + np.arange(_ANSWER, dtype=np.int32)
+    longest = max(len(example.tokens) - example.start for example in examples)
+    places = batch.starts[:, None] + np.arange(longest, dtype=np.int32)
     mask = (places < batch.lengths[:, None]) & (places > 0)  # what nothing precedes has no probability
     places = np.where(mask, places, 1)
     return {"tokens": batch.tokens, "lengths": batch.lengths, "places": places, "mask": mask.astype(np.float32), "sign": sign}
@@ -117,7 +117,7 @@ def few_shot(task: Task) -> Made:
     """
     import optax
 
-    examples = [example.cut(_ANSWER) for example in task.examples]
+    examples = task.examples
     first, rng = min(task.layers), np.random.default_rng(task.seed)
     frozen, model = _Frozen(task, examples, first), activations.tail(task.loaded.model, first)
     layers = tuple(layer - first for layer in task.layers)

@@ -40,6 +40,7 @@ class Method:
     make: the function.
     negatives: whether it needs negative answers.
     apart: whether each layer's vector is made as if it were the only one, so that N layers need an Nth of it each.
+    tokens: of each answer, the first so many count where the caller says nothing; None is all.
     reads: settings of `generate_vectors` that it uses, with their defaults; any other is refused.
     """
 
@@ -47,15 +48,17 @@ class Method:
     make: Callable[[Task], Made]
     negatives: bool
     apart: bool = True
+    tokens: int | None = None
     reads: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 METHODS = {
     method.name: method
     for method in (
-        Method("few-shot", few_shot, False, False, {"steps": 16, "max_norm": 0.4, "learning_rate": 0.25}),
+        # An answer's manner shows early, and training on long ones would cost the most.
+        Method("few-shot", few_shot, False, False, 16, {"steps": 16, "max_norm": 0.4, "learning_rate": 0.25}),
         Method("caa", caa, True),
-        Method("steering-perceptrons", perceptrons, True, True, {"steps": 300, "hidden": 16, "learning_rate": 1e-2}),
+        Method("steering-perceptrons", perceptrons, True, reads={"steps": 300, "hidden": 16, "learning_rate": 1e-2}),
     )
 }
 
@@ -99,10 +102,11 @@ def make(
     site: str = "resid_pre",
     *,
     seed: int = 0,
+    tokens: int | None = None,
     report: Report = silent,
     **given: Any,
 ) -> Made:
-    """Run one method.
+    """Run one method on the first `tokens` tokens of each answer; None is the method's own number.
 
     Raises:
       ArgumentError: an unknown method, negatives missing where it needs them, a setting that it doesn't use.
@@ -111,4 +115,6 @@ def make(
     used = settings(chosen, given)
     if chosen.negatives and all(example.positive for example in examples):
         raise expected("negative_answers", None, f"a list of answers, because {chosen.name} compares two kinds")
-    return chosen.make(Task(loaded, examples, tuple(layers), site, seed, report, used))
+    tokens = chosen.tokens if tokens is None else tokens
+    begun = examples if tokens is None else [example.cut(tokens) for example in examples]
+    return chosen.make(Task(loaded, begun, tuple(layers), site, seed, report, used))

@@ -10,7 +10,7 @@ from typing import Any
 
 from mechanex_jax import edits
 from mechanex_jax.checkpoints.progress import bar as progress_bar
-from mechanex_jax.checks import check_seed
+from mechanex_jax.checks import check_seed, flag, integer
 from mechanex_jax.errors import NotLocalError, expected
 from mechanex_jax.steering import evaluation, methods, presets
 from mechanex_jax.steering import examples as data
@@ -52,6 +52,8 @@ class Steering(Library):
         learning_rate: float | None = None,
         max_norm: float | None = None,
         hidden: int | None = None,
+        answer_tokens: int | None = None,
+        ended: bool = False,
         progress: bool | None = None,
     ) -> str:
         """Make a steering vector from contrastive answers and keep it; returns its id.
@@ -77,6 +79,8 @@ class Steering(Library):
           max_norm: for few-shot, the bound on the norms of all layers' vectors together, as a share of a typical activation's
             norm; None is 0.4.
           hidden: for steering-perceptrons, units of the gate; None is 16.
+          answer_tokens: of each answer the first so many count; None is all (few-shot: 16).
+          ended: the token that ends a turn (or a text) follows every answer: when to stop counts too.
           progress: show a progress bar; None does so on a terminal.
 
         Raises:
@@ -95,11 +99,16 @@ class Steering(Library):
         if site not in edits.SITES:
             raise expected("site", site, f"one of {', '.join(edits.SITES)}")
         check_seed(seed)
+        if answer_tokens is not None:
+            integer(1)("answer_tokens", answer_tokens)
+        flag("ended", ended)
         loaded = self._loaded(model)
         layers = data.layers_of(layer_idxs, loaded.model.spec.layers)
-        found = data.examples(loaded, checked, chat=chat)
+        found = data.examples(loaded, checked, chat=chat, ended=ended)
         with progress_bar(f"Making a vector ({chosen.name})", enabled=_shown(progress), unit="steps") as report:
-            made = methods.make(chosen.name, loaded, found, layers, site, seed=seed or 0, report=report, **settings)
+            made = methods.make(
+                chosen.name, loaded, found, layers, site, seed=seed or 0, tokens=answer_tokens, report=report, **settings
+            )
         vector = SteeringVector(
             made.vectors,
             layers,
@@ -107,7 +116,7 @@ class Steering(Library):
             chosen.name,
             loaded.name,
             loaded.fingerprint,
-            checked.digest(chat=chat),
+            checked.digest(chat=chat, ended=ended),
             made.perceptron,
             name=name,
             label=label,
@@ -139,19 +148,20 @@ class Steering(Library):
             rows.prompts, rows.positives, rows.negatives or None, layer_idxs, method, name, label, **more
         )
 
-    def preset(self, name: str, strength: float = 0.0, model: Any = None, method: str = "caa") -> edits.Steering:
+    def preset(self, name: str, strength: float = 0.0, model: Any = None, method: str | None = None) -> edits.Steering:
         """What generation adds for a preset, strength included.
 
         Args:
           name: one of the eight.
           strength: 0, the default of `steering_strength`, is the preset's own.
           model: as for `resolve`.
-          method: what makes its vector from its pairs.
+          method: what makes its vector from its pairs; None is the preset's own.
 
         Raises:
           ArgumentError: an unknown preset or method; the message lists all.
         """
-        chosen, method = presets.find(name), methods.method(method).name
+        chosen = presets.find(name)
+        method = chosen.method if method is None else methods.method(method).name
         with progress_bar(f"Making the preset {chosen.name}", enabled=_shown(None), unit="answers") as report:
             vector = presets.vector(self._loaded(model), chosen, self.store, method=method, report=report)
         return vector.steering(strength or chosen.strength)
