@@ -270,10 +270,15 @@ def test_the_gate_of_edits_opens_as_the_trained_one():
 def test_perceptrons_report_held_out_auc_for_each_layer(steering):
     prompts = [f"{a} {b}" for a in ("art", "the users", "hands") for b in ("of", "in", "is", "the")]
     positive = [" the future of the users"] * 6 + [" in the hands of art"] * 6
-    id = steering.generate_vectors(prompts, positive, [" 00 77 q"] * 12, [1, 3], "steering-perceptrons", steps=60)
+    given = (prompts, positive, [" 00 77 q"] * 12, [1, 3])
+    id = steering.generate_vectors(*given, "steering-perceptrons", steps=60)
     metrics = steering.describe(id)["metrics"]
     assert len(metrics["auc"]) == len(metrics["token_auc"]) == 2 and min(metrics["auc"]) > 0.9
     gates = steering.resolve(id).gates
+    # They read the first 16 tokens of an answer.
+    caa = steering.get_vectors(steering.generate_vectors(*given, "caa", answer_tokens=16))
+    for gated in gates:
+        np.testing.assert_allclose(gated.vector, caa[gated.layer] / 2, rtol=0, atol=1e-5)
     assert [gated.layer for gated in gates] == [1, 3] and gates[0].perceptron[0].shape == (64, 16)
 
 

@@ -131,7 +131,9 @@ def gate_logits(perceptron: tuple[np.ndarray, ...], x: np.ndarray) -> np.ndarray
 
 
 def perceptrons(task: Task) -> Made:
-    """The difference of means, as in `caa`, behind a gate per layer that is trained to open on positive answers.
+    """Half the difference of means behind a gate per layer that is trained to open on positive answers.
+
+    Half of it leads from midway between the means, where a gate begins to open, to that of the positive answers.
 
     A quarter of the answers is held out: their AUC is reported by token and by answer (mean of its tokens), and training
     stops when their loss rises. Settings: `hidden` units, `steps` (the most), `learning_rate`.
@@ -143,7 +145,7 @@ def perceptrons(task: Task) -> Made:
     held = _split(groups, kinds, task.seed)
     read = read_answers(task.loaded, task.examples, task.layers, task.site, samples=_SAMPLES)  # [E, N, K, D]
     means = np.nanmean(read.astype(np.float64), axis=2)
-    vectors = means[kinds].mean(0) - means[~kinds].mean(0)
+    vectors = (means[kinds].mean(0) - means[~kinds].mean(0)) / 2
     real = ~np.isnan(read[:, 0, :, 0])  # [E, K]
     x = read.transpose(1, 0, 2, 3)[:, real].astype(np.float64)  # [N, R, D]
     owner = np.broadcast_to(np.arange(len(kinds))[:, None], real.shape)[real]

@@ -68,7 +68,7 @@ class Steering(Library):
           layer_idxs: layers to steer; None is eight from two thirds of the model's depth on.
           method: "caa", the difference of mean activations (needs negatives), for N layers at a strength of about
             1 / N; "few-shot", a vector optimised so that positive answers become likelier and negative ones, if there are any,
-            less likely; "steering-perceptrons", the difference of means behind a trained gate (needs negatives).
+            less likely; "steering-perceptrons", half that difference behind a trained gate (needs negatives).
           name, label: words of yours, kept with the vector.
           model: which loaded model; None is the one loaded last.
           site: where activations are read and vectors added, one of `mx.edits.SITES`.
