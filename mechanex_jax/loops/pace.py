@@ -19,6 +19,7 @@ _MEMORY = 24.0  # rounds after which what they brought counts 1 / e
 _GAIN = 1.03  # a change has to promise that much
 _NEW_GAIN = 1.15  # one to a number that was never used has to pay for compiling a loop, too
 _PROBE_ROWS = 8  # rows x rounds to look at before a decision
+_TIMED_ROUNDS = 8  # of the first chunk that a cost is measured by: to start and end a chunk takes time, too
 _CHUNK_SECONDS = 0.25
 _LONGEST_CHUNK = 32
 _FIRST_PATIENCE, _LAST_PATIENCE = 32, 256  # plain rounds between two tries of drafting
@@ -82,8 +83,10 @@ class Pace:
             self._measure(0, seconds / rounds)
             self._plain += rounds
             return
-        if verified:
-            plain = self.cost(0) if self._known() else 0.0
+        known = self._known()
+        # What few verified rounds cost beside many plain ones is mostly the noise of these: it counts until there is better.
+        if verified and (2 * verified >= rounds or steps not in known):
+            plain = self.cost(0) if known else 0.0
             self._measure(steps, max(seconds - (rounds - verified) * plain, 0.5 * seconds * verified / rounds) / verified)
         self._looked += row_rounds
         decay = math.exp(-rounds / _MEMORY)
@@ -114,8 +117,9 @@ class Pace:
         if not self.adaptive or not self.steps:
             return self.steps, self._length(self.steps)
         for steps in (0, self.steps):
-            if len(self.costs.get(steps, ())) < 2 and (not steps or self._looked < 2 * _PROBE_ROWS):
-                return steps, look
+            seen = len(self.costs.get(steps, ()))
+            if seen < 2 and (not steps or self._looked < 2 * _PROBE_ROWS):
+                return steps, max(look, _TIMED_ROUNDS) if seen else look
         if self._looked < _PROBE_ROWS:
             return self._current, look
         if not self._current and self._plain >= self._patience:
