@@ -52,6 +52,14 @@ def loaded(mx):
     return mx.runtime.default.local_model()
 
 
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    """A model and its twin in `transformers`, by a name of `model_table.TABLE`."""
+    from model_table import pairs
+
+    return pairs(tmp_path_factory)
+
+
 @pytest.fixture
 def compilations():
     """A function that runs another and returns how many XLA compilations that took."""
