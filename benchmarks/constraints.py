@@ -37,7 +37,7 @@ import numpy as np
 
 import mechanex_jax as mx
 from benchmarks.constraint_peers import PEERS, Asked, HostMask, extended, tekken
-from benchmarks.schemas import SCHEMAS, SIX_FIELDS
+from benchmarks.schemas import MIXES, SOURCES
 from mechanex_jax import rows
 from mechanex_jax.constraints import cache, compiler, tables
 from mechanex_jax.constraints.automaton import arena
@@ -47,39 +47,6 @@ from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_ro
 
 PROMPT, STEPS, CHUNK, HOST_NEW = 24, 64, 8, 48
 MAX_NEW, CAPACITY = 220, 256  # far more than is decoded: no row comes near the end of its budget
-
-JSON_GBNF = r"""
-root ::= value
-value ::= object | array | string | number | "true" | "false" | "null"
-object ::= "{" (pair ("," pair)*)? "}"
-pair ::= string ":" value
-array ::= "[" (value ("," value)*)? "]"
-string ::= "\"" ([^"\\\x00-\x1f] | "\\" ["\\/bfnrt])* "\""
-number ::= "-"? ("0" | [1-9] [0-9]*) ("." [0-9]+)?
-"""
-ARITHMETIC_LARK = """
-start: term (("+" | "-") term)*
-term: factor (("*" | "/") factor)*
-factor: NUMBER | "(" start ")"
-NUMBER: /[0-9]+/
-"""
-OTHERS = [
-    ("date", "regex", r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"),
-    ("mail address", "regex", r"[a-z0-9._]{1,30}@[a-z0-9-]{1,20}\.(com|org|net)"),
-    ("sentence", "regex", r"([A-Z][a-z]*)( [a-z]+){2,20}[.!?]"),
-    ("any JSON", "grammar", JSON_GBNF),
-    ("arithmetic", "grammar", ARITHMETIC_LARK),
-]
-SOURCES: list[tuple[str, str, Any]] = [(name, "json_schema", schema) for name, _, schema in SCHEMAS] + OTHERS
-
-# What rows write in the loop: closed objects, or open ones, which need the stack; too many for a row to finish.
-CLOSED = {"type": "array", "items": SIX_FIELDS, "minItems": 5}
-OPEN = {
-    "type": "array",
-    "items": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
-    "minItems": 20,
-}
-MIXES: dict[str, list[Any]] = {"closed": [CLOSED], "open": [OPEN], "mixed": [CLOSED, OPEN, None]}
 
 
 def seconds(call: Callable[[], Any]) -> float:

@@ -1,4 +1,5 @@
-"""Forty schemas with a request each, for the benchmarks of constraints: closed and open objects, recursion, oneOf, patterns."""
+"""What the benchmarks of constraints compile and decode: forty schemas with a request each (closed and open objects, recursion,
+oneOf, patterns), expressions and grammars, and what the rows of a batch are held to."""
 
 from __future__ import annotations
 
@@ -200,3 +201,36 @@ SCHEMAS: list[tuple[str, str, dict[str, Any]]] = [
         ),
     ),
 ]
+
+JSON_GBNF = r"""
+root ::= value
+value ::= object | array | string | number | "true" | "false" | "null"
+object ::= "{" (pair ("," pair)*)? "}"
+pair ::= string ":" value
+array ::= "[" (value ("," value)*)? "]"
+string ::= "\"" ([^"\\\x00-\x1f] | "\\" ["\\/bfnrt])* "\""
+number ::= "-"? ("0" | [1-9] [0-9]*) ("." [0-9]+)?
+"""
+ARITHMETIC_LARK = """
+start: term (("+" | "-") term)*
+term: factor (("*" | "/") factor)*
+factor: NUMBER | "(" start ")"
+NUMBER: /[0-9]+/
+"""
+OTHERS = [
+    ("date", "regex", r"[0-9]{4}-(0[1-9]|1[0-2])-(0[1-9]|[12][0-9]|3[01])"),
+    ("mail address", "regex", r"[a-z0-9._]{1,30}@[a-z0-9-]{1,20}\.(com|org|net)"),
+    ("sentence", "regex", r"([A-Z][a-z]*)( [a-z]+){2,20}[.!?]"),
+    ("any JSON", "grammar", JSON_GBNF),
+    ("arithmetic", "grammar", ARITHMETIC_LARK),
+]
+SOURCES: list[tuple[str, str, Any]] = [(name, "json_schema", schema) for name, _, schema in SCHEMAS] + OTHERS
+
+# What rows write in the loop: closed objects, or open ones, which need the stack; too many for a row to finish.
+CLOSED = {"type": "array", "items": SIX_FIELDS, "minItems": 5}
+OPEN = {
+    "type": "array",
+    "items": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+    "minItems": 20,
+}
+MIXES: dict[str, list[Any]] = {"closed": [CLOSED], "open": [OPEN], "mixed": [CLOSED, OPEN, None]}
