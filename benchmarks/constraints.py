@@ -37,7 +37,7 @@ import numpy as np
 
 import mechanex_jax as mx
 from benchmarks.constraint_peers import PEERS, Asked, HostMask, extended, tekken
-from benchmarks.schemas import MIXES, SOURCES
+from benchmarks.schemas import MIXES, OTHERS, SCHEMAS, SIX_FIELDS, SOURCES
 from mechanex_jax import rows
 from mechanex_jax.constraints import cache, compiler, tables
 from mechanex_jax.constraints.automaton import arena
