@@ -73,13 +73,28 @@ def test_what_verifying_costs_is_told_from_rounds_that_are_plain():
     for _ in range(3):
         pace.record(0, 8 * 0.03, 8, 0, 8, 0, 0, 0)
     assert pace.price(4) == 1.0  # as long as nothing is known
-    for _ in range(3):
+    for _ in range(4):
         pace.record(4, 3 * 0.09 + 6 * 0.03, 9, 3, 9, 3, 8, 6)
     assert pace.cost(4) == pytest.approx(0.09) and pace.price(4) == pytest.approx(2.0)
     for _ in range(5):  # one round of nine: what a hiccup in the others adds is not counted
         pace.record(4, 0.09 + 8 * 0.04, 9, 1, 9, 1, 3, 2)
     assert pace.cost(4) == pytest.approx(0.09)
     assert Pace(4, adaptive=False).price(4) == 0.0
+
+
+def test_slow_beginnings_do_not_end_all_proposals():
+    """As measured: chunks of a new process that take long, one with a single verified round, one with a hiccup."""
+    pace = Pace(4)
+    for seconds in (1.0, 0.35):
+        pace.record(0, seconds, 8, 0, 64, 0, 0, 0)
+    pace.record(4, 1.5, 2, 2, 16, 16, 64, 64)
+    pace.record(4, 0.4, 4, 1, 32, 8, 24, 16)
+    assert pace.price(4) == 1.0
+    pace.record(4, 1.0, 4, 4, 32, 32, 128, 128)
+    assert pace.price(4) == 1.0
+    for _ in range(4):
+        pace.record(4, 0.4, 4, 4, 32, 32, 128, 128)
+    assert 1.2 < pace.price(4) < 1.4
 
 
 def simulate(pace: Pace, costs, accept, rows: int = 1, tokens: int = 400, overhead: float = 0.0) -> float:

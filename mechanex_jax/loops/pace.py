@@ -20,6 +20,7 @@ _GAIN = 1.03  # a change has to promise that much
 _NEW_GAIN = 1.15  # one to a number that was never used has to pay for compiling a loop, too
 _PROBE_ROWS = 8  # rows x rounds to look at before a decision
 _TIMED_ROUNDS = 8  # of the first chunk that a cost is measured by: to start and end a chunk takes time, too
+_SURE = 3  # measurements of a cost, whose median one hiccup does not move
 _CHUNK_SECONDS = 0.25
 _LONGEST_CHUNK = 32
 _FIRST_PATIENCE, _LAST_PATIENCE = 32, 256  # plain rounds between two tries of drafting
@@ -83,10 +84,9 @@ class Pace:
             self._measure(0, seconds / rounds)
             self._plain += rounds
             return
-        known = self._known()
-        # What few verified rounds cost beside many plain ones is mostly the noise of these: it counts until there is better.
-        if verified and (2 * verified >= rounds or steps not in known):
-            plain = self.cost(0) if known else 0.0
+        # What few verified rounds cost beside many plain ones would mostly be the noise of these.
+        if verified and (3 * verified >= rounds or steps not in self.costs):
+            plain = self.cost(0) if self._known() else 0.0
             self._measure(steps, max(seconds - (rounds - verified) * plain, 0.5 * seconds * verified / rounds) / verified)
         self._looked += row_rounds
         decay = math.exp(-rounds / _MEMORY)
@@ -109,7 +109,11 @@ class Pace:
         if not self.adaptive:
             return 0.0
         known = self._known()
-        return max(known[steps] / known[0] - 1.0, 0.0) if {0, steps} <= known.keys() else _UNMEASURED_PRICE
+        if not {0, steps} <= known.keys():
+            return _UNMEASURED_PRICE
+        # One slow chunk must not end all proposals, for without any nothing is measured again.
+        most = math.inf if len(self.costs[steps]) > _SURE else _UNMEASURED_PRICE
+        return min(max(known[steps] / known[0] - 1.0, 0.0), most)
 
     def choose(self, rows: int) -> tuple[int, int]:
         """(drafted tokens a round, rounds) of the next chunk; `rows` still run."""
