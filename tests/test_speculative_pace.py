@@ -68,13 +68,13 @@ def test_matches_are_proposed_only_where_together_they_have_paid_for_their_verif
 
 
 def test_what_verifying_costs_is_told_from_rounds_that_are_plain():
-    """A third of the rounds verifies, at three plain steps each."""
+    """Five of nine rounds verify, at three plain steps each."""
     pace = Pace(4)
     for _ in range(3):
         pace.record(0, 8 * 0.03, 8, 0, 8, 0, 0, 0)
     assert pace.price(4) == 1.0  # as long as nothing is known
     for _ in range(4):
-        pace.record(4, 3 * 0.09 + 6 * 0.03, 9, 3, 9, 3, 8, 6)
+        pace.record(4, 5 * 0.09 + 4 * 0.03, 9, 5, 9, 5, 8, 6)
     assert pace.cost(4) == pytest.approx(0.09) and pace.price(4) == pytest.approx(2.0)
     for _ in range(5):  # one round of nine: what a hiccup in the others adds is not counted
         pace.record(4, 0.09 + 8 * 0.04, 9, 1, 9, 1, 3, 2)

@@ -85,7 +85,7 @@ class Pace:
             self._plain += rounds
             return
         # What few verified rounds cost beside many plain ones would mostly be the noise of these.
-        if verified and (3 * verified >= rounds or steps not in self.costs):
+        if verified and (2 * verified >= rounds or steps not in self.costs):
             plain = self.cost(0) if self._known() else 0.0
             self._measure(steps, max(seconds - (rounds - verified) * plain, 0.5 * seconds * verified / rounds) / verified)
         self._looked += row_rounds
