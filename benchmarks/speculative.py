@@ -4,8 +4,8 @@
 
 Temperature 0, float32, the default model, up to the end of the text. Texts that repeat (summaries, code edits, JSON) and two
 that don't; batches are the same prompt several times. All sides run in turn in one process; ratios are medians of repeats.
-Times include the prefill. `predicted`, of the loop alone: tokens a round over what a round costs, in plain steps, from the measured
-cost and share of verified rounds.
+Times include the prefill. `predicted`, of the loop alone: tokens a round over what a round costs, in plain steps, from the
+measured cost and share of verified rounds.
 """
 
 from __future__ import annotations
