@@ -194,7 +194,7 @@ def test_methods_see_the_first_tokens_of_each_answer(small, method, own):
         np.testing.assert_array_equal(got.vectors, want.vectors)
 
 
-def test_ended_answers_close_with_the_token_that_generation_stops_at(small, steering):
+def test_ended_answers_close_with_the_token_that_generation_stops_at(small, steering, monkeypatch):
     loaded = small.local_model()
     plain, ended = examples(loaded, DATA), examples(loaded, DATA, ended=True)
     for a, b in zip(plain, ended, strict=True):
@@ -206,6 +206,9 @@ def test_ended_answers_close_with_the_token_that_generation_stops_at(small, stee
     assert np.abs(found[0] - found[1]).max() > 1e-3 and np.abs(found[1] - found[2]).max() > 1e-3
     begun = methods.make("caa", loaded, plain, (2,), tokens=1)
     np.testing.assert_array_equal(found[2], begun.vectors[0])
+    monkeypatch.setattr(loaded.tokenizer, "eos_ids", ())
+    with pytest.raises(ArgumentError, match=r"no token of .* ends a text"):
+        examples(loaded, DATA, ended=True)
 
 
 def test_strength_makes_positive_answers_likelier_than_negative_ones(small, steering):

@@ -177,9 +177,11 @@ def examples(loaded: Any, data: Data, *, chat: bool = False, ended: bool = False
     ends a text, or a turn, follows every answer.
 
     Raises:
-      ArgumentError: an answer that adds no token, or more tokens than the model's context.
+      ArgumentError: an answer that adds no token, or more tokens than the model's context; `ended`, and no token ends a text.
     """
     found, end = [], loaded.tokenizer.eos_ids[:1] if ended else ()
+    if ended and not end:
+        raise expected("ended", True, f"False, because no token of {loaded.name} ends a text")
     for positive, answers in ((True, data.positives), (False, data.negatives)):
         paired = len(answers) == len(data.prompts)
         for group, answer in enumerate(answers):
