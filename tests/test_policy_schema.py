@@ -187,6 +187,8 @@ NAN, INFINITY = float("nan"), float("inf")
 ERRORS = [
     ({"samplng": {}}, r"policy\.samplng: got an unknown field.*Did you mean 'sampling'"),
     ({"sampling": {"temprature": 1}}, r"policy\.sampling\.temprature: got an unknown field.*Did you mean 'temperature'"),
+    ({"sampling": {"best_of_n": 2}}, r"best_of_n: got an unknown field.*Did you mean 'optimization\.best_of_n'"),
+    ({"best_of_n": 2}, r"policy\.best_of_n: got an unknown field.*Did you mean 'optimization\.best_of_n'"),
     ({"sampling": {3: 1}}, r"policy\.sampling\.3: got an unknown field"),
     ({"given": {}}, r"policy\.given: got an unknown field"),
     ({"sampling": {"method": "top_p"}}, r"sampling\.method: got 'top_p'.*one of greedy, top-k.*'top-p'"),

@@ -202,7 +202,9 @@ def _read(cls: type, name: str, value: Any) -> Any:
     for key, given in value.items():
         field = controls.get(key) if isinstance(key, str) else None
         if field is None:
-            raise expected(f"{name}.{key}", Said("an unknown field"), f"one of {', '.join(controls)}", r.hint(key, controls))
+            elsewhere = [f"Did you mean {path!r}?" for path in fields() if path.endswith(f".{key}")]
+            advice = elsewhere[0] if elsewhere else r.hint(key, controls)
+            raise expected(f"{name}.{key}", Said("an unknown field"), f"one of {', '.join(controls)}", advice)
         if given is not None or not field.metadata["null"]:
             given = field.metadata["read"](f"{name}.{key}", given)
         found[key] = given
