@@ -17,7 +17,7 @@ import numpy as np
 
 from mechanex_jax import rows
 from mechanex_jax.constraints.compiler import Target
-from mechanex_jax.constraints.vocabulary import Vocabulary
+from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 try:
     import xgrammar as _xgrammar

@@ -39,9 +39,10 @@ import mechanex_jax as mx
 from benchmarks.constraint_peers import PEERS, Asked, HostMask, extended, tekken
 from benchmarks.schemas import MIXES, OTHERS, SCHEMAS, SIX_FIELDS, SOURCES
 from mechanex_jax import rows
-from mechanex_jax.constraints import cache, compiler, tables
-from mechanex_jax.constraints.automaton import arena
-from mechanex_jax.constraints.trie import TokenTries
+from mechanex_jax.constraints import cache, compiler
+from mechanex_jax.constraints.device.token_mask import arena
+from mechanex_jax.constraints.token_index import build
+from mechanex_jax.constraints.token_index.trie import TokenTries
 from mechanex_jax.loops import autoregressive as loop
 from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_rows
 
@@ -71,14 +72,14 @@ def forget_parts() -> None:
                     value.cache_clear()
 
 
-def ours_compiled(kind: str, source: Any, target: compiler.Target) -> tuple[float, float, float, tables.Tables]:
+def ours_compiled(kind: str, source: Any, target: compiler.Target) -> tuple[float, float, float, build.Tables]:
     """Seconds of the front end, the tables and the way to the device, and the tables."""
     forget_parts()
     front = compiler.FRONT_ENDS[kind]
     begun = time.perf_counter()
     network = front.network(front.read(source, False))
     read = time.perf_counter()
-    built = tables.build(network, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
+    built = build.build(network, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
     made = time.perf_counter()
     jax.block_until_ready(jax.device_put(arena([built], target.vocabulary)))
     return read - begun, made - read, time.perf_counter() - made, built

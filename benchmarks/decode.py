@@ -21,8 +21,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import mechanex_jax as mx
-from mechanex_jax import engine
-from mechanex_jax.config import GenerationConfig
+from mechanex_jax.engine import run as engine
+from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.loops import autoregressive as loop
 
 PROMPT, NEW = 32, 64

@@ -30,7 +30,7 @@ import numpy as np
 
 import mechanex_jax as mx
 from mechanex_jax.policy import run_unit_tests
-from mechanex_jax.policy.sandbox import code_of
+from mechanex_jax.policy.sandbox.runner import code_of
 
 SENTENCE = "The keeper of the lighthouse wrote down every sound that the sea made, and what the weather was on that day. "
 COUNTS = (1, 2, 4, 8)

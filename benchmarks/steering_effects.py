@@ -21,7 +21,7 @@ import numpy as np
 import mechanex_jax as mx
 from benchmarks.steering_metrics import TEXT_METRICS, words
 from mechanex_jax import edits
-from mechanex_jax.steering import evaluation, neutral, perceptron
+from mechanex_jax.steering import evaluation, perceptron, reference_texts
 from mechanex_jax.steering.activations import read_answers
 from mechanex_jax.steering.presets import PRESETS
 
@@ -85,7 +85,7 @@ def gates(loaded, names) -> None:
         vector = make(loaded, name, "steering-perceptrons")
         gated = mx.steering.resolve(vector)
         plain = edits.Steering({"resid_pre": {gate.layer: gate.vector for gate in gated.gates}})
-        answers, other = held_out_pairs(loaded, [name]), evaluation.plain_examples(loaded, neutral.TEXTS)
+        answers, other = held_out_pairs(loaded, [name]), evaluation.plain_examples(loaded, reference_texts.TEXTS)
         kinds = np.array([example.positive for example in answers])
         layers = [gate.layer for gate in gated.gates]
         inputs = np.moveaxis(read_answers(loaded, answers, layers, "resid_pre"), 1, 0)
@@ -135,7 +135,7 @@ def measured(loaded, name, items, tokens, strength=0.0) -> tuple[np.ndarray, np.
 
 def loss_added(loaded, name, strength=0.0) -> float:
     """Share by which the loss on unrelated text grows."""
-    texts = evaluation.plain_examples(loaded, neutral.TEXTS)
+    texts = evaluation.plain_examples(loaded, reference_texts.TEXTS)
     loss = evaluation.measure(loaded, mx.steering.preset(name, strength), (0.0, 1.0), [], texts).loss
     return loss[1] / loss[0] - 1
 

@@ -11,14 +11,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
 
-from mechanex_jax.batch import Completion
-from mechanex_jax.calls import Call, Given, Plain, Rows, seeds_of
-from mechanex_jax.checkpoints.progress import bar as progress_bar
-from mechanex_jax.config import LIST_TYPED, GenerationConfig, per_row
 from mechanex_jax.edits import check, compose
-from mechanex_jax.engine import MICRO_BATCH
+from mechanex_jax.engine.batch import Completion
+from mechanex_jax.engine.calls import Call, Given, Plain, Rows, seeds_of
+from mechanex_jax.engine.config import LIST_TYPED, GenerationConfig, per_row
+from mechanex_jax.engine.request import Once, Stored, prepare
+from mechanex_jax.engine.run import MICRO_BATCH
 from mechanex_jax.errors import expected
-from mechanex_jax.requests import Once, Stored, prepare
+from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.transforms import chain
 
 P = ParamSpec("P")
@@ -204,8 +204,8 @@ class Generation:
         Args:
           prompt: text to continue; with `chat=True` a user's message, or a list of {"role", "content"}.
           max_tokens: most tokens to generate, at least 1; what exceeds the model's context is cut.
-          sampling_method: see `mechanex_jax.methods`: greedy, top-k, top-p, min-p, typical, ads, guided-generation (top-p
-            under a constraint), constrained-beam-search, speculative-decoding (or ssd), ensemble-sampling.
+          sampling_method: see `mechanex_jax.engine.methods`: greedy, top-k, top-p, min-p, typical, ads, guided-generation
+            (top-p under a constraint), constrained-beam-search, speculative-decoding (or ssd), ensemble-sampling.
           temperature: divides the logits; 1 is the model's own law, 0 is greedy.
           top_k: for "top-k"; keep the k likeliest tokens and all that tie with the last of them.
           top_p: for "top-p"; keep the smallest set of likeliest tokens whose probability reaches it; 1 is the identity.

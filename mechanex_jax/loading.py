@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechanex_jax import checkpoints
-from mechanex_jax.checkpoints.progress import bar as progress_bar
 from mechanex_jax.errors import CheckpointError, expected
-from mechanex_jax.paths import cache_folder
+from mechanex_jax.progress import bar as progress_bar
+from mechanex_jax.storage.paths import cache_folder
 
 if TYPE_CHECKING:
     from mechanex_jax.architectures import Model

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import pkgutil
 import subprocess
@@ -14,61 +15,129 @@ import pytest
 import mechanex_jax
 
 ROOT = Path(mechanex_jax.__file__).parent
-# From the bottom up; a module may import its own layer and those below.
+
+# From the bottom up: a folder or file may import those of its own line and those below.
 LAYERS = [
-    {"errors"},
-    {"types", "paths", "files", "checks"},
-    {"rows"},
-    {"edits", "transforms"},
-    {"constraints", "architectures", "text"},
-    {"checkpoints", "loops", "methods"},
-    {"loading", "config"},
-    {"batch"},
-    {"runners", "requests", "textvote"},
-    {"engine"},
-    {"calls"},
-    {"generation"},
+    {"errors", "progress"},
+    {"rows", "tokenization", "storage", "validation"},
+    {"transforms", "edits", "constraints"},
+    {"loops", "architectures", "checkpoints"},
+    {"loading"},
+    {"engine", "session"},
     {"steering"},
-    {"policy"},
+    {"remote", "policy"},
+    {"generation"},
+    {"serving", "distributed"},
     {"runtime"},
-    {"joboutput"},
-    {"jobs"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
+# Inside constraints: what each part may import of the others.
+CONSTRAINTS = {
+    "automata": set(),
+    "regex": {"automata"},
+    "grammar": {"regex", "automata"},
+    "json_schema": {"regex", "automata"},
+    "token_index": {"automata"},
+    "compiled": {"token_index", "automata"},
+    "cache": {"compiled", "token_index", "automata"},
+    "device": {"compiled", "token_index"},
+    "compiler": {"cache", "compiled", "token_index", "automata", "regex", "grammar", "json_schema"},
+    "__init__": {"compiler", "device", "compiled"},
+}
 
-def modules():
-    return sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
+
+def _name(path: Path) -> str:
+    parts = ("mechanex_jax", *path.relative_to(ROOT).with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> set[str]:
-    """Top-level names below mechanex_jax that a file imports, wherever in the file."""
+MODULES = {_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+INNER = sorted(set(MODULES) - {"mechanex_jax"})
+
+
+@functools.cache
+def imports(name: str) -> frozenset[str]:
+    """Modules of the library that a module imports, wherever in the file it does."""
     found = set()
-    for node in ast.walk(ast.parse((ROOT / path).read_text())):
+    for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mechanex_jax":
-            rest = node.module.split(".")[1:]
-            found |= {rest[0]} if rest else {alias.name for alias in node.names}
+            for alias in node.names:
+                full = f"{node.module}.{alias.name}"
+                found.add(full if full in MODULES else node.module)
         elif isinstance(node, ast.Import):
-            found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("mechanex_jax.")}
-    return found
+            found |= {alias.name for alias in node.names if alias.name in MODULES}
+    return frozenset(found - {"mechanex_jax"})
 
 
-@pytest.mark.parametrize("path", modules(), ids=str)
-def test_no_module_imports_upwards(path):
-    own = path.parts[0].removesuffix(".py")
-    assert own in LEVEL, f"{own} has no place in the layers: decide on one"
-    if own != "cli":
-        upwards = {name for name in imports(path) if name in LEVEL and LEVEL[name] > LEVEL[own]}
-        assert not upwards, f"{path} imports {upwards}"
+def part(name: str, depth: int = 1) -> str:
+    return name.split(".")[depth] if len(name.split(".")) > depth else "__init__"
 
 
-HOST = [p for p in modules() if p.parts[0] in ("constraints", "checkpoints") and p.name != "automaton.py"]
+@pytest.mark.parametrize("name", INNER)
+def test_no_module_imports_upwards(name):
+    assert part(name) in LEVEL, f"{name} has no place in the layers: decide on one"
+    upwards = {other for other in imports(name) if LEVEL[part(other)] > LEVEL[part(name)]}
+    assert not upwards
 
 
-@pytest.mark.parametrize("path", HOST, ids=str)
-def test_host_code_never_imports_jax(path):
-    tree = ast.parse((ROOT / path).read_text())
+@pytest.mark.parametrize("name", [name for name in INNER if part(name) == "constraints"])
+def test_the_parts_of_constraints_import_in_their_order(name):
+    own = part(name, 2)
+    others = {part(other, 2) for other in imports(name) if part(other) == "constraints"} - {own}
+    assert others <= CONSTRAINTS[own]
+
+
+def circles() -> list[list[str]]:
+    """Groups of modules that import each other, by Tarjan's algorithm. A package may gather what is below it."""
+    edges = {
+        name: {other for other in imports(name) if other in MODULES and not other.startswith(f"{name}.")} for name in MODULES
+    }
+    # Importing a module runs the packages above it, but not those that it lies in: they are being imported already.
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    groups = []
+
+    def visit(name: str) -> None:
+        index[name] = low[name] = len(index)
+        stack.append(name)
+        for other in edges[name]:
+            if other not in index:
+                visit(other)
+                low[name] = min(low[name], low[other])
+            elif other in stack:
+                low[name] = min(low[name], index[other])
+        if low[name] == index[name]:
+            group = []
+            while not group or group[-1] != name:
+                group.append(stack.pop())
+            if len(group) > 1:
+                groups.append(sorted(group))
+
+    for name in MODULES:
+        if name not in index:
+            visit(name)
+    return groups
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    known = [
+        ["json_schema.arrays", "json_schema.objects", "json_schema.to_automaton"],
+        ["policy.controls", "policy.field_readers", "policy.tool_schema", "policy.verifiers"],
+    ]
+    assert sorted([[".".join(name.split(".")[-2:]) for name in group] for group in circles()]) == known
+
+
+HOST = [
+    name for name in INNER if part(name) in ("constraints", "checkpoints", "tokenization", "storage") and "device" not in name
+]
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_host_code_never_imports_jax(name):
+    tree = ast.parse(MODULES[name].read_text())
     names = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     names |= {n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
     assert not {name for name in names if name.split(".")[0] in ("jax", "flax")}

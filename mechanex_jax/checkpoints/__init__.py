@@ -1,11 +1,11 @@
 """Where models come from: names, files, weights and tokenizers. NumPy only; nothing here knows JAX."""
 
-from mechanex_jax.checkpoints.cache import build_folder
 from mechanex_jax.checkpoints.catalogue import Entry, catalogue, default_name
 from mechanex_jax.checkpoints.checkpoint import Checkpoint
 from mechanex_jax.checkpoints.safetensors import TensorReader
 from mechanex_jax.checkpoints.sources import kept, pull, resolve
-from mechanex_jax.checkpoints.tokenizer import Tokenizer
+from mechanex_jax.storage.build_folder import build_folder
+from mechanex_jax.tokenization.tokenizer import Tokenizer
 
 __all__ = [
     "Checkpoint",

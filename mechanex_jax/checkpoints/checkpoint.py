@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mechanex_jax.checkpoints.safetensors import TensorReader
-from mechanex_jax.checkpoints.tokenizer import Tokenizer
 from mechanex_jax.errors import CheckpointError
+from mechanex_jax.tokenization.tokenizer import Tokenizer
 
 # What a config says about its own history, not about the model.
 _HISTORY = ("transformers_version", "_name_or_path")

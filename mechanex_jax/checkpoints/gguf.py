@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechanex_jax.checkpoints import gguf_tokenizer, safetensors
-from mechanex_jax.checkpoints.progress import Report, silent
+from mechanex_jax.checkpoints import safetensors
 from mechanex_jax.errors import CheckpointError
+from mechanex_jax.progress import Report, silent
+from mechanex_jax.tokenization import gguf_tokenizer
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor

@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 
 from mechanex_jax.checkpoints import gguf, wheel
-from mechanex_jax.checkpoints.cache import build_folder
 from mechanex_jax.checkpoints.catalogue import (
     Entry,
     FolderSource,
@@ -24,9 +23,10 @@ from mechanex_jax.checkpoints.catalogue import (
     models_folder,
 )
 from mechanex_jax.checkpoints.checkpoint import Checkpoint
-from mechanex_jax.checkpoints.progress import bar
 from mechanex_jax.errors import CheckpointError, ModelNotFoundError
-from mechanex_jax.paths import cache_folder
+from mechanex_jax.progress import bar
+from mechanex_jax.storage.build_folder import build_folder
+from mechanex_jax.storage.paths import cache_folder
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _HUB_FILES = ["*.safetensors", "*.json", "tokenizer.model", "chat_template.jinja"]

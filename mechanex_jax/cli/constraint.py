@@ -36,7 +36,8 @@ def check(
     if (file is None) == (regex is None):
         raise expected("constraint", Said("both" if file else "nothing"), "a FILE or --regex PATTERN")
     from mechanex_jax import checkpoints
-    from mechanex_jax.constraints import compiler, tables
+    from mechanex_jax.constraints import compiler
+    from mechanex_jax.constraints.token_index import build
 
     if file is None:
         kind, source = "regex", regex
@@ -51,7 +52,7 @@ def check(
     checkpoint = checkpoints.resolve(model, progress=sys.stderr.isatty())
     target = compiler.Target.of(checkpoint.tokenizer())
     # Past the cache: the time is what is asked for.
-    found = tables.build(network, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
+    found = build.build(network, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
     stats = {name: value for name, value in found.stats.items() if name not in ("seconds", "minimum")}
     report = {
         "kind": kind,

@@ -12,7 +12,7 @@ import typer
 
 from mechanex_jax.cli import base
 from mechanex_jax.cli.options import shares_options
-from mechanex_jax.config import GenerationConfig
+from mechanex_jax.engine.config import GenerationConfig
 
 
 @shares_options
@@ -34,7 +34,7 @@ def generate(
     """
     GenerationConfig(**arguments)  # before a model is fetched for nothing
     text = base.stdin() if prompt == "-" else prompt
-    from mechanex_jax.jobs import check_text
+    from mechanex_jax.cli.job import check_text
 
     check_text("prompt", text)
     seed = secrets.randbits(32) if session["seed"] is None else session["seed"]
@@ -88,8 +88,8 @@ def batch(
     \b
       mechanex-jax batch prompts.jsonl texts.jsonl --max-tokens 64 --seed 1
     """
-    from mechanex_jax.checkpoints.progress import bar
-    from mechanex_jax.jobs import Job
+    from mechanex_jax.cli.job import Job
+    from mechanex_jax.progress import bar
 
     options = {"model": session["model"], "seed": session["seed"], "batch_size": batch_size, "overwrite": overwrite}
     with Job(source, target, defaults=arguments, **options) as job:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from mechanex_jax.cli.base import json_file, text_file
-from mechanex_jax.config import GenerationConfig
-from mechanex_jax.methods import METHODS
+from mechanex_jax.engine.config import GenerationConfig
+from mechanex_jax.engine.methods import METHODS
 
 _EVERY_SEED = {"min": 0, "max": 2**32 - 1}
 
@@ -75,9 +75,9 @@ ARGUMENTS = (
 
 def _policy(path: Path) -> Any:
     """A policy in a file, found right before a model is fetched for nothing."""
-    from mechanex_jax.policy import schema
+    from mechanex_jax.policy import controls
 
-    return schema.read(json_file(path)).given
+    return controls.read(json_file(path)).given
 
 
 def _saved(id: str) -> str:

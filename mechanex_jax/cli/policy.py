@@ -264,7 +264,7 @@ def _show_trials(found: _Result) -> None:
 @app.command("list")
 def list_policies(as_json: _Json = False) -> None:
     """List the saved policies, oldest first."""
-    from mechanex_jax.policy import Policies, schema
+    from mechanex_jax.policy import Policies, controls
 
     found = Policies().list()
     if as_json:
@@ -273,7 +273,7 @@ def list_policies(as_json: _Json = False) -> None:
     table = base.table("Id", "Name", "Method", "Candidates", "Verifiers", "Description")
     for item in found:
         try:
-            policy = schema.read(item)
+            policy = controls.read(item)
         except MechanexError as error:  # changed by hand, or saved by another version
             table.add_row(_line(item["id"]), "-", "-", "-", "-", _line(f"cannot be used: {error}", 100))
             continue
@@ -286,7 +286,7 @@ def list_policies(as_json: _Json = False) -> None:
 @app.command()
 def show(policy: _Policy) -> None:
     """Print a POLICY as JSON."""
-    from mechanex_jax.policy.plain import plain
+    from mechanex_jax.storage.json_values import plain
 
     typer.echo(json.dumps(plain("policy", given.policy(policy).given), indent=2))
 

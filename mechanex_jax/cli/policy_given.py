@@ -52,7 +52,7 @@ _BUILDERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 def policy(spec: str) -> Any:
     """The policy that an argument names: a JSON file, a saved one's id, or a builder with what it takes."""
-    from mechanex_jax.policy import Policies, schema
+    from mechanex_jax.policy import Policies, controls
 
     name, _, option = spec.partition(":")
     path = Path(spec)
@@ -68,7 +68,7 @@ def policy(spec: str) -> Any:
             found = Policies().get(spec)
         except ArgumentError as error:
             raise ArgumentError(f"{error} Or a JSON file, or one of {', '.join(_BUILDERS)}.") from None
-    return schema.read(found)
+    return controls.read(found)
 
 
 def prompts(given: str) -> list[str]:
@@ -101,7 +101,7 @@ def _rows(path: Path) -> Iterator[str]:
 
 
 def checked(prompt: str) -> str:
-    from mechanex_jax.jobs import check_text
+    from mechanex_jax.cli.job import check_text
 
     check_text("prompt", prompt)
     return prompt

@@ -36,7 +36,8 @@ def compile(
       ConstraintError: it is wrong, unsupported (by name and place), too large, or accepts no text.
       ArgumentError: not exactly one of the three, or no tokenizer.
     """
-    from mechanex_jax.constraints import automaton, compiler
+    from mechanex_jax.constraints import compiler
+    from mechanex_jax.constraints.device import token_mask
 
     given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
     chosen = [(kind, source) for kind, source in given.items() if source is not None]
@@ -46,7 +47,7 @@ def compile(
         if kind != "json_schema" and not isinstance(source, str):
             raise expected(kind, source, "a string")
     found = compiler.compiled(*chosen[0], whitespace, compiler.Target.of(tokenizer))
-    return automaton.arena([found.tables], found.vocabulary, compiled=found)
+    return token_mask.arena([found.tables], found.vocabulary, compiled=found)
 
 
 __all__ = ["compile"]

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mechanex_jax.constraints import tables
-from mechanex_jax.constraints.matching import Compiled
-from mechanex_jax.constraints.network import Network
-from mechanex_jax.constraints.vocabulary import Vocabulary
+from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.compiled import Compiled
+from mechanex_jax.constraints.token_index import build
+from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 FORMAT = 1  # raise it whenever tables change, or what a front end makes of a text
 MEMORY_BYTES, DISK_BYTES = 256 << 20, 1 << 30
@@ -38,7 +38,7 @@ def cached(
     *,
     eos_ids: Sequence[int],
     logits: int | None = None,
-    limits: tables.Limits = tables.DEFAULT_LIMITS,
+    limits: build.Limits = build.DEFAULT_LIMITS,
     folder: Path | None = None,
 ) -> Compiled:
     """A compiled constraint, from memory, else from disk, else made now.
@@ -63,7 +63,7 @@ def cached(
         found = None if held is None else Compiled(_network(held), vocabulary, held)
     if found is None:
         network = make()
-        found = Compiled(network, vocabulary, tables.build(network, vocabulary, eos_ids=eos_ids, logits=size, limits=limits))
+        found = Compiled(network, vocabulary, build.build(network, vocabulary, eos_ids=eos_ids, logits=size, limits=limits))
         if folder is not None:
             _save(folder, key, found.tables)
     _remember(key, found)
@@ -84,7 +84,7 @@ def _remember(key: str, compiled: Compiled) -> None:
             held -= _memory.popitem(last=False)[1].tables.bytes
 
 
-def _network(held: tables.Tables) -> Network:
+def _network(held: build.Tables) -> Network:
     """The network that tables were built from; its rules' names are not kept."""
     rule = np.zeros(len(held.label), np.int32)
     return Network(
@@ -92,7 +92,7 @@ def _network(held: tables.Tables) -> Network:
     )
 
 
-def _save(folder: Path, key: str, built: tables.Tables) -> None:
+def _save(folder: Path, key: str, built: build.Tables) -> None:
     """Write a file that appears whole or not at all. A folder that cannot be written is no reason to fail."""
     arrays, values, at = {}, {}, 0
     for field in dataclasses.fields(built):
@@ -119,7 +119,7 @@ def _save(folder: Path, key: str, built: tables.Tables) -> None:
             temporary.unlink(missing_ok=True)
 
 
-def _load(path: Path) -> tables.Tables | None:
+def _load(path: Path) -> build.Tables | None:
     """The tables of a file; None if there is none, or it is not whole."""
     try:
         data = path.read_bytes()
@@ -137,7 +137,7 @@ def _load(path: Path) -> tables.Tables | None:
             fields[name] = np.frombuffer(body, np.dtype(dtype), count, offset).reshape(shape)
         with contextlib.suppress(OSError):
             os.utime(path)  # the files used longest ago go first
-        return tables.Tables(**fields)
+        return build.Tables(**fields)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mechanex_jax.constraints import cache
-from mechanex_jax.constraints.matching import Compiled
-from mechanex_jax.constraints.network import Network
-from mechanex_jax.constraints.vocabulary import Vocabulary
+from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.compiled import Compiled
 from mechanex_jax.errors import Said, expected
-from mechanex_jax.paths import cache_folder
+from mechanex_jax.storage.paths import cache_folder
+from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,10 +5,10 @@ in order. One's own edit is a row tree with a static `site` and `apply(x, layer,
 """
 
 from mechanex_jax.edits.base import SITES, Edit, Taps, Where, check, compose
-from mechanex_jax.edits.batch import Gated, Steering, parse_steering, place_of, steering
 from mechanex_jax.edits.gates import Cosine, Gate, Perceptron, gate
 from mechanex_jax.edits.operations import Add, Affine, Clamp, NormPreserving, ablate, add, affine, clamp, norm_preserving
-from mechanex_jax.edits.when import Scope, When, scope
+from mechanex_jax.edits.row_steering import Gated, Steering, parse_steering, place_of, steering
+from mechanex_jax.edits.schedule import Scope, When, scope
 
 __all__ = [
     "SITES",

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechanex_jax import rows
+from mechanex_jax.edits.arguments import SMALLEST_SQUARE, entries, layers_of, per_row, same, unit
 from mechanex_jax.edits.base import checked_site
 from mechanex_jax.edits.operations import Operation
-from mechanex_jax.edits.values import SMALLEST_SQUARE, entries, layers_of, per_row, same, unit
-from mechanex_jax.edits.when import when
+from mechanex_jax.edits.schedule import when
 from mechanex_jax.errors import expected
 
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechanex_jax import rows
+from mechanex_jax.edits.arguments import SMALLEST_SQUARE, entries, layers_of, numbers, same, unit
 from mechanex_jax.edits.base import Where, check, checked_site, compose
-from mechanex_jax.edits.values import SMALLEST_SQUARE, entries, layers_of, numbers, same, unit
-from mechanex_jax.edits.when import when
+from mechanex_jax.edits.schedule import when
 from mechanex_jax.errors import Said, expected
 
 

@@ -13,10 +13,10 @@ from mechanex_jax.loops.autoregressive import (
     start,
 )
 from mechanex_jax.loops.beam import BeamResult, beam_decode
+from mechanex_jax.loops.draft_length import Pace
 from mechanex_jax.loops.drafters import Drafter, Proposal, model_drafter, prompt_lookup
 from mechanex_jax.loops.ensemble import Ensemble, ensemble_decode, ensemble_model
 from mechanex_jax.loops.forward import ForwardOutput, forward
-from mechanex_jax.loops.pace import Pace
 from mechanex_jax.loops.scoring import score, select
 from mechanex_jax.loops.speculative import (
     SpeculationStats,
@@ -26,7 +26,7 @@ from mechanex_jax.loops.speculative import (
     speculative_start,
     speculative_stats,
 )
-from mechanex_jax.loops.stops import StopTable, stop_table
+from mechanex_jax.loops.stop_strings import StopTable, stop_table
 
 __all__ = [
     "BeamResult",

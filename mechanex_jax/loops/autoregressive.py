@@ -22,7 +22,7 @@ from mechanex_jax import rows
 from mechanex_jax.edits import check, compose
 from mechanex_jax.errors import expected
 from mechanex_jax.loops.prefill import bucket, prefill, prefill_positions, wait
-from mechanex_jax.loops.stops import HIT, IDLE, StopTable
+from mechanex_jax.loops.stop_strings import HIT, IDLE, StopTable
 from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_rows
 from mechanex_jax.transforms.draw import draw_rows
 

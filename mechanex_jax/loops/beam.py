@@ -20,7 +20,7 @@ from mechanex_jax import rows
 from mechanex_jax.edits import compose
 from mechanex_jax.errors import expected
 from mechanex_jax.loops.autoregressive import Carry, FinishReason, Program, advance, standing, start
-from mechanex_jax.loops.stops import HIT, StopTable
+from mechanex_jax.loops.stop_strings import HIT, StopTable
 from mechanex_jax.transforms.base import advance_rows, apply_rows
 
 _NEVER = "never"

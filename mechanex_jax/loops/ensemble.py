@@ -32,7 +32,7 @@ from mechanex_jax.loops.autoregressive import (
     standing,
     start,
 )
-from mechanex_jax.loops.stops import StopTable
+from mechanex_jax.loops.stop_strings import StopTable
 from mechanex_jax.transforms.base import apply_rows
 from mechanex_jax.transforms.draw import draw_rows
 

@@ -24,9 +24,9 @@ from mechanex_jax import rows
 from mechanex_jax.errors import expected
 from mechanex_jax.loops import autoregressive
 from mechanex_jax.loops.autoregressive import Carry, DecodeResult, FinishReason, Program, append, decode_chunk, standing
+from mechanex_jax.loops.draft_length import MOST, Pace
 from mechanex_jax.loops.drafters import Drafter, Proposal
-from mechanex_jax.loops.pace import MOST, Pace
-from mechanex_jax.loops.stops import StopTable
+from mechanex_jax.loops.stop_strings import StopTable
 from mechanex_jax.transforms.base import apply_rows
 from mechanex_jax.transforms.draw import draw_rows
 

@@ -10,9 +10,9 @@ from mechanex_jax.policy.presets import (
     steering_preset,
     strict_json_extraction,
 )
-from mechanex_jax.policy.sandbox import TestResult, UnitTestRunner, run_unit_tests
-from mechanex_jax.policy.session import Policies
-from mechanex_jax.policy.store import JsonStore, StoreError
+from mechanex_jax.policy.sandbox.runner import TestResult, UnitTestRunner, run_unit_tests
+from mechanex_jax.policy.service import Policies
+from mechanex_jax.storage.json_store import JsonStore, StoreError
 
 default = Policies()
 auto_tune = default.auto_tune

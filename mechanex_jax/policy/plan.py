@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from mechanex_jax.config import GenerationConfig
 from mechanex_jax.edits import Steering
-from mechanex_jax.methods import METHODS, method
-from mechanex_jax.policy.json_schemas import effective_schema
-from mechanex_jax.policy.readers import layers
-from mechanex_jax.policy.schema import Policy, SteeringControls
+from mechanex_jax.engine.config import GenerationConfig
+from mechanex_jax.engine.methods import METHODS, method
+from mechanex_jax.policy.controls import Policy, SteeringControls
+from mechanex_jax.policy.field_readers import layers
+from mechanex_jax.policy.tool_schema import effective_schema
 
 # Arguments that a method without use for them refuses.
 _OF_METHODS = frozenset().union(*(m.reads for m in METHODS.values()))

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from mechanex_jax.errors import expected
-from mechanex_jax.policy.json_schemas import as_schema
-from mechanex_jax.policy.plain import plain
+from mechanex_jax.policy.tool_schema import as_schema
 from mechanex_jax.steering import presets
+from mechanex_jax.storage.json_values import plain
 
 
 def strict_json_extraction(schema: Any, name: str = "strict_json_small_v1") -> dict[str, Any]:

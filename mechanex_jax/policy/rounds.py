@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
-from mechanex_jax.batch import Completion
-from mechanex_jax.config import GenerationConfig
-from mechanex_jax.policy import prompts
+from mechanex_jax.engine.batch import Completion
+from mechanex_jax.engine.config import GenerationConfig
+from mechanex_jax.policy import repair_prompts
 from mechanex_jax.policy.plan import Plan, candidate_seed
 from mechanex_jax.policy.verifiers import agreement
 
@@ -194,7 +194,7 @@ class Run:
         plan = self.plan
         own = [self._slot(self.prompt, method, number, slot) for slot in range(plan.candidates)]
         if number and plan.policy.verifiers.repair_on_failure and (failed := self._winner()).reasons:
-            repair = prompts.repair(self.prompt, failed.completion.text, failed.reasons)
+            repair = repair_prompts.repair(self.prompt, failed.completion.text, failed.reasons)
             own += self._fitting(self._slot(repair, method, number, len(own)))
         return own
 
@@ -208,7 +208,7 @@ class Run:
     def _revise(self, number: int) -> Generator[list[Slot], Sequence[Candidate], None]:
         """One more candidate, which is shown the winner. Kept if it scores no less."""
         before = self._winner()
-        prompt = prompts.revision(self.prompt, before.completion.text)
+        prompt = repair_prompts.revision(self.prompt, before.completion.text)
         slots = self._fitting(self._slot(prompt, before.slot.config.sampling_method, number, 0))
         if not slots:
             return

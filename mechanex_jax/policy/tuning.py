@@ -25,10 +25,10 @@ from typing import Any
 import numpy as np
 
 from mechanex_jax.errors import MechanexError, Said, expected
-from mechanex_jax.policy import schema
-from mechanex_jax.policy.arguments import FIELDS
-from mechanex_jax.policy.plain import copied, plain
-from mechanex_jax.policy.schema import Policy
+from mechanex_jax.policy import controls
+from mechanex_jax.policy.controls import Policy
+from mechanex_jax.policy.merge import FIELDS
+from mechanex_jax.storage.json_values import copied, plain
 
 _FEW = 4
 _FINALISTS = 3
@@ -229,7 +229,7 @@ class _Grid:
         """The policy with the chosen (axis, value) pairs, or what is wrong with it."""
         if chosen not in self._found:
             try:
-                found = schema.read(self._with(chosen), "search_space")
+                found = controls.read(self._with(chosen), "search_space")
                 self._check(found)
             except MechanexError as error:
                 found = error
@@ -247,7 +247,7 @@ class _Grid:
 
 
 def _axis(path: Any, values: Any) -> _Axis:
-    fields = schema.fields()
+    fields = controls.fields()
     if path not in fields:
         raise expected(
             "search_space", path, "dotted paths of a policy's fields, such as 'sampling.temperature'", _closest(path)
@@ -276,7 +276,7 @@ def _closest(path: Any) -> str:
     """Advice: the field of a name of `generate`'s, or with this name in its section, or else the one spelled most alike."""
     if not isinstance(path, str):
         return ""
-    fields = schema.fields()
+    fields = controls.fields()
     names = {**{field.rpartition(".")[2]: field for field in reversed(fields)}, **{field: field for field in fields}, **FIELDS}
     near = difflib.get_close_matches(path, names, n=1) or difflib.get_close_matches(path.rpartition(".")[2], names, n=1)
     return f"Did you mean {names[near[0]]!r}?" if near else ""

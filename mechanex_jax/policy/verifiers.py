@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mechanex_jax.policy.json_schemas import effective_schema
+from mechanex_jax.policy.tool_schema import effective_schema
 
 if TYPE_CHECKING:
-    from mechanex_jax.policy.sandbox import UnitTestRunner
-    from mechanex_jax.policy.schema import Policy
+    from mechanex_jax.policy.controls import Policy
+    from mechanex_jax.policy.sandbox.runner import UnitTestRunner
 
 _SHOWN = 300  # characters of a reason
 _GRAMMAR_REGEX = "regex:"  # a grammar that is one regular expression
@@ -42,7 +42,7 @@ class Subject:
     def of(cls, policy: Policy, run_tests: UnitTestRunner | None = None) -> Subject:
         """The subject of a policy; tests run in the library's own sandbox unless a runner is given."""
         if run_tests is None:
-            from mechanex_jax.policy.sandbox import run_unit_tests
+            from mechanex_jax.policy.sandbox.runner import run_unit_tests
 
             run_tests = run_unit_tests
         return cls(policy, effective_schema(policy.constraints), run_tests)
@@ -156,7 +156,7 @@ def _broken_code(code: str) -> str | None:
 
 
 def _code(text: str, subject: Subject) -> str:
-    from mechanex_jax.policy.sandbox import code_of
+    from mechanex_jax.policy.sandbox.runner import code_of
 
     return code_of(text, subject.policy.verifiers.code_language)
 

@@ -6,7 +6,7 @@ The functions of this module work on the default session; `Mechanex(...).steerin
 from mechanex_jax.steering.evaluation import Evaluation
 from mechanex_jax.steering.methods import METHODS
 from mechanex_jax.steering.presets import PRESETS
-from mechanex_jax.steering.session import Steering
+from mechanex_jax.steering.service import Steering
 from mechanex_jax.steering.store import Store
 from mechanex_jax.steering.vector import SteeringVector, VectorError
 

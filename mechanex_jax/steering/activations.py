@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechanex_jax import rows
-from mechanex_jax.checkpoints.progress import Report, silent
+from mechanex_jax.progress import Report, silent
 from mechanex_jax.steering.examples import Batch, Example, batches
 
 if TYPE_CHECKING:

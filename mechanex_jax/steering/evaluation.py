@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechanex_jax import edits, rows
-from mechanex_jax.checkpoints.progress import Report, silent
 from mechanex_jax.errors import MechanexError, Said, expected
+from mechanex_jax.progress import Report, silent
 from mechanex_jax.steering import activations
 from mechanex_jax.steering.examples import Example, batches, check
 from mechanex_jax.steering.examples import examples as tokenised

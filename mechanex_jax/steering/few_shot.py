@@ -13,7 +13,7 @@ import numpy as np
 from mechanex_jax import edits, rows
 from mechanex_jax.steering import activations
 from mechanex_jax.steering.examples import Batch, Example, pad
-from mechanex_jax.steering.made import Made, Task
+from mechanex_jax.steering.method_types import Made, Task
 
 _POSITIONS = 512  # rows times width of a training step: logits of that many positions are in memory
 _MULTIPLE = 8  # the length of all rows is the next one of it

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from mechanex_jax.errors import ArgumentError, Said, expected
-from mechanex_jax.files import write_whole
 from mechanex_jax.steering.vector import SteeringVector, VectorError, layer_key, metadata
+from mechanex_jax.storage.atomic import write_whole
 
 _SITE = "mechanex_jax.site"
 _DIRECTION = "direction."

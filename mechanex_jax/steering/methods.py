@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from mechanex_jax.checkpoints.progress import Report, silent
 from mechanex_jax.errors import expected
+from mechanex_jax.progress import Report, silent
 from mechanex_jax.steering.activations import read_answers
 from mechanex_jax.steering.examples import Example
 from mechanex_jax.steering.few_shot import few_shot
-from mechanex_jax.steering.made import Made, Task
+from mechanex_jax.steering.method_types import Made, Task
 from mechanex_jax.steering.perceptron import perceptrons
 
 

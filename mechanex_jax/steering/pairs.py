@@ -8,8 +8,8 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from mechanex_jax.checkpoints.progress import Report, silent
 from mechanex_jax.errors import MechanexError, expected
+from mechanex_jax.progress import Report, silent
 
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 400}
 SCHEMA = {

@@ -10,7 +10,7 @@ import numpy as np
 
 from mechanex_jax.errors import Said, expected
 from mechanex_jax.steering.activations import read_answers
-from mechanex_jax.steering.made import Made, Task
+from mechanex_jax.steering.method_types import Made, Task
 
 _SAMPLES = 16  # tokens of an answer that are trained on
 _HELD_OUT = 0.25

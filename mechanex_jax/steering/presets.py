@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from mechanex_jax.checkpoints.progress import Report, silent
 from mechanex_jax.errors import expected
-from mechanex_jax.files import write_whole
+from mechanex_jax.progress import Report, silent
 from mechanex_jax.steering import methods
 from mechanex_jax.steering.examples import Data, examples, read_rows
 from mechanex_jax.steering.store import Store
 from mechanex_jax.steering.vector import SteeringVector, VectorError
+from mechanex_jax.storage.atomic import write_whole
 
 _RECIPE = 2  # counted up when the same data is to give other vectors
 FOLDER = Path(__file__).resolve().parent / "presets"

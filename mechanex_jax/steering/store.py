@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mechanex_jax.errors import Said, expected
-from mechanex_jax.files import sweep, write_whole
-from mechanex_jax.paths import data_folder
 from mechanex_jax.steering.vector import SteeringVector, VectorError
+from mechanex_jax.storage.atomic import sweep, write_whole
+from mechanex_jax.storage.paths import data_folder
 
 _ID = re.compile(r"sv_[0-9a-f]{8}")
 _SUFFIX = ".safetensors"

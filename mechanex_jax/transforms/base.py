@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
-from jaxtyping import Int32
+from jaxtyping import Float32, Int32, Key
 
 from mechanex_jax import rows
 from mechanex_jax.errors import expected
-from mechanex_jax.types import Logits, RowKey, Token
 
 State = TypeVar("State")
+
+# Shapes of one row; V is the vocabulary.
+Logits: TypeAlias = Float32[jax.Array, " V"]
+Token: TypeAlias = Int32[jax.Array, ""]
+RowKey: TypeAlias = Key[jax.Array, ""]
 
 
 class Step(NamedTuple):

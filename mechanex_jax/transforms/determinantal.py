@@ -23,9 +23,8 @@ from jaxtyping import Bool, Float, Float32, Int32
 
 from mechanex_jax.errors import Said, expected
 from mechanex_jax.rows import row, row_tree, shared, static
-from mechanex_jax.transforms.base import Stateless, Step
+from mechanex_jax.transforms.base import Logits, Stateless, Step
 from mechanex_jax.transforms.truncation import _LARGEST, _field, _settled, _sum
-from mechanex_jax.types import Logits
 
 MOST_CANDIDATES = 1024
 _SMALLEST_ROOM = (

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from mechanex_jax.types import Logits, RowKey, Token
+from mechanex_jax.transforms.base import Logits, RowKey, Token
 
 _BLOCK = 256
 

@@ -12,8 +12,7 @@ from jaxtyping import Bool, Int32
 
 from mechanex_jax.errors import expected
 from mechanex_jax.rows import as_field, row, row_tree, shared, static
-from mechanex_jax.transforms.base import Stateless, Step
-from mechanex_jax.types import Logits, Token
+from mechanex_jax.transforms.base import Logits, Stateless, Step, Token
 
 
 class Spoken(NamedTuple):

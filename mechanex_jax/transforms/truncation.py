@@ -27,9 +27,8 @@ from jax.custom_batching import custom_vmap
 
 from mechanex_jax.errors import expected
 from mechanex_jax.rows import as_field, row, row_tree
-from mechanex_jax.transforms.base import Stateless, Step
+from mechanex_jax.transforms.base import Logits, Stateless, Step
 from mechanex_jax.transforms.draw import argmax_rows
-from mechanex_jax.types import Logits
 
 _STAGES = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 _CANDIDATES = 64

@@ -1,0 +1,1 @@
+"""Byte automata: characters, expressions, finite automata, and pushdown automata that call each other."""

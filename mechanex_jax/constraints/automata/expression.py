@@ -1,0 +1,91 @@
+"""The shared form of patterns and grammars: regular expressions over code points, with references to rules."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+
+from mechanex_jax.constraints.automata import charset as char_sets
+from mechanex_jax.constraints.automata.charset import Chars
+
+
+@dataclasses.dataclass(frozen=True)
+class Set:
+    """One character out of a set; the empty set is the empty language."""
+
+    chars: Chars
+
+
+@dataclasses.dataclass(frozen=True)
+class Seq:
+    """One part after the other; no parts: the empty text."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Alt:
+    """Any one of the parts."""
+
+    parts: tuple[Node, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Repeat:
+    """`body`, `minimum` to `maximum` times (None: no upper bound)."""
+
+    body: Node
+    minimum: int
+    maximum: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class At:
+    """A condition on the characters before and after a place.
+
+    Attributes:
+      kind: begin | end | final (end, or before a newline that ends the text) | line_begin | line_end | boundary |
+        not_boundary | not_boundary_nonempty (False in the empty text, as in Python before 3.14).
+      words: the word characters of the two kinds that need them.
+    """
+
+    kind: str
+    words: Chars = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Ref:
+    """A rule of a grammar."""
+
+    name: str
+
+
+Node = Set | Seq | Alt | Repeat | At | Ref
+EMPTY = Seq(())
+
+
+def sequence(parts: Iterable[Node]) -> Node:
+    """`parts` one after the other, nested sequences opened up."""
+    flat: list[Node] = []
+    for part in parts:
+        flat.extend(part.parts if isinstance(part, Seq) else (part,))
+    return flat[0] if len(flat) == 1 else Seq(tuple(flat))
+
+
+def alternatives(parts: Iterable[Node]) -> Node:
+    """Any of `parts`, nested alternatives opened up, single characters united, duplicates dropped."""
+    flat: list[Node] = []
+    for part in parts:
+        flat.extend(part.parts if isinstance(part, Alt) else (part,))
+    sets = [part.chars for part in flat if isinstance(part, Set)]
+    rest: list[Node] = [part for part in dict.fromkeys(flat) if not isinstance(part, Set)]
+    if sets and (chars := char_sets.union(*sets) or None):
+        rest.insert(0, Set(chars))
+    if not rest:
+        return Set(())
+    return rest[0] if len(rest) == 1 else Alt(tuple(rest))
+
+
+def text(value: str) -> Node:
+    """Exactly this text."""
+    return sequence(Set(((ord(c), ord(c)),)) for c in value)

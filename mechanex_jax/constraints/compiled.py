@@ -1,0 +1,65 @@
+"""A compiled constraint on the host: for researchers, and for telling what a text still allows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from mechanex_jax.constraints.automata.pushdown import Matcher, Network
+from mechanex_jax.constraints.token_index.build import Tables
+from mechanex_jax.constraints.token_index.trie import tries_of
+from mechanex_jax.constraints.token_index.trie_walk import Moves, Walker
+from mechanex_jax.tokenization.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Compiled:
+    """One constraint for one vocabulary.
+
+    Attributes:
+      network: what the text has to match.
+      vocabulary: the tokenizer's.
+      tables: both together, as the device reads them.
+    """
+
+    network: Network
+    vocabulary: Vocabulary
+    tables: Tables
+
+    @property
+    def stats(self) -> Mapping[str, Any]:
+        """States, rows, classes, bytes, seconds and more."""
+        return self.tables.stats
+
+    @property
+    def minimum(self) -> int:
+        """The least max_tokens with which a text is certain to be completed."""
+        return self.tables.minimum
+
+    def matches(self, text: str | bytes) -> bool:
+        """Whether the constraint accepts the whole text."""
+        matcher = Matcher(self.network)
+        return matcher.feed(_encoded(text)) and matcher.accepts()
+
+    def allowed(self, prefix: str | bytes = "") -> np.ndarray:
+        """The ids that may come behind `prefix`, ascending: int32. No limit on tokens or nesting is looked at."""
+        matcher = Matcher(self.network)
+        if not matcher.feed(_encoded(prefix)):
+            return np.zeros(0, np.int32)
+        ends = tuple(self.tables.eos_ids.tolist())
+        trie = tries_of(self.vocabulary, ends).trie
+        walker = Walker(Moves.of(self.network), math.inf)
+        stack = walker.stacks.of(matcher.stack)
+        trie = dataclasses.replace(trie, column=self.network.classes[trie.column].astype(np.int64))
+        reached, _ = walker.walk(trie, np.array([matcher.state]), np.array([stack]), leave_at_once=False)
+        low, counts = trie.enter[reached.node], trie.own[reached.node] - trie.enter[reached.node]
+        tokens = trie.items[np.arange(int(counts.sum())) + np.repeat(low - np.cumsum(counts) + counts, counts)]
+        return np.sort(np.concatenate([tokens, np.array(ends if matcher.accepts() else (), np.int32)])).astype(np.int32)
+
+
+def _encoded(text: str | bytes) -> bytes:
+    return text if isinstance(text, bytes) else text.encode()

@@ -1,0 +1,5 @@
+"""Text constraints by grammar: GBNF and Lark notations to one pushdown automaton over bytes."""
+
+from mechanex_jax.constraints.grammar.compile import network
+
+__all__ = ["network"]

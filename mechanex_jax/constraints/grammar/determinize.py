@@ -1,0 +1,348 @@
+"""Rules that call each other to a `Network`.
+
+Every rule is determinised by a subset construction over characters and calls. A member of a subset is a place in some rule and
+the places to return to, so that a rule can be *opened* where it is used: its text is then read as part of the caller's. Rules
+that don't lie on a cycle are always opened; one that does is opened where its first byte doesn't decide between it and what
+else could follow. What a rule may go on with after it could have ended is given back to its caller, as a label, where the
+bytes that follow it in the caller don't decide: the caller then reads both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mechanex_jax.constraints.automata.dfa import DEAD, DEFAULT_LIMITS, Limits
+from mechanex_jax.constraints.automata.expression import Node
+from mechanex_jax.constraints.automata.nfa import Columns, Nfa
+from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.pushdown_builder import Builder
+from mechanex_jax.constraints.grammar.left_recursion import called, factored, loops, nullable, productive, references
+from mechanex_jax.constraints.grammar.rule_automaton import DONE, END, Automaton, Member, Subset, lead_bytes
+from mechanex_jax.errors import ConstraintError
+
+_DEEPEST = 8  # called rules opened inside each other at one place
+_MOST_FRAMES = 400
+_MOST_LABELS = 60
+_MOST_ROUNDS = 40
+_MOST_MEMBERS = 500
+
+
+def compile_rules(rules: Mapping[str, Node], start: str, limits: Limits = DEFAULT_LIMITS) -> Network:
+    """The network of the texts that `start` matches.
+
+    Args:
+      rules: every rule that is mentioned.
+      start: one of them.
+      limits: states and time.
+
+    Raises:
+      ConstraintError: no text matches, the rules are beyond the limits, or can't be decided byte by byte with one stack; the
+        rule in question is named.
+    """
+    rules = _needed(rules, start)
+    ending = productive(rules)
+    if start not in ending:
+        raise ConstraintError(f"No text matches rule {start!r}: every way through it goes on for ever. Add a way to end.")
+    rules = {name: factored(body) for name, body in loops(rules).items()}
+    returned: set[Subset] = set()
+    for _ in range(_MOST_ROUNDS):
+        compiler = _Compiler(rules, start, frozenset(returned), limits)
+        unclear = compiler.run() - returned
+        if not unclear:
+            return compiler.network()
+        returned |= unclear
+    raise ConstraintError(f"Rule {start!r} and what it uses are ambiguous: where they end is not decided by what follows them.")
+
+
+def _needed(rules: Mapping[str, Node], start: str) -> dict[str, Node]:
+    found, queue = {start: rules[start]}, [start]
+    while queue:
+        for name in references(rules[queue.pop()]):
+            if name not in found:
+                found[name] = rules[name]
+                queue.append(name)
+    return found
+
+
+class _Compiler:
+    def __init__(self, rules: dict[str, Node], start: str, returned: frozenset[Subset], limits: Limits):
+        self.rules, self.start, self.returned = rules, start, returned
+        self.check = limits.meter("The grammar")
+        self.called, self.empty = called(rules), nullable(rules)
+        self.nfa = Nfa(limits)
+        self.places: dict[str, tuple[int, int]] = {}
+        self.owner: list[str] = []
+        for name, body in rules.items():
+            self.places[name] = first, last = self.nfa.place(), self.nfa.place()
+            self.nfa.add(body, first, last)
+            self.owner += [name] * (len(self.nfa.empty) - len(self.owner))
+        self.ends = {last for _, last in self.places.values()}
+        self.columns = Columns(self.nfa.sets)
+        self.leads = lead_bytes(self.columns)
+        self.first = self._first()
+        # Places that are returned to from a rule which was opened though it lies on a cycle, or which returned early.
+        self.frames: set[int] = set()
+        self.automata: dict[Subset, Automaton] = {}
+        self.queue: list[tuple[Automaton, int]] = []
+        self.count = self.work = 0
+        first = self.close([(self.places[start][0], ())])
+        self.root = Automaton(start, frozenset())
+        self._number(self.root, first)
+
+    # -- What a rule can begin with ------------------------------------------------------------------------------------------
+
+    def _first(self) -> dict[str, int]:
+        """The bytes that each rule's texts begin with."""
+        first, classes = dict.fromkeys(self.rules, 0), dict.fromkeys(self.rules, 0)
+        changed = True
+        while changed:
+            changed = False
+            for name, (start, _) in self.places.items():
+                found, seen, stack = 0, {start}, [start]
+                while stack:
+                    place = stack.pop()
+                    for chars, _ in self.nfa.reads[place]:
+                        found |= self.columns.masks[chars]
+                    moves = list(self.nfa.empty[place])
+                    for rule, target in self.nfa.refs[place]:
+                        found |= classes[rule]
+                        if rule in self.empty:
+                            moves.append(target)
+                    for move in moves:
+                        if move not in seen:
+                            seen.add(move)
+                            stack.append(move)
+                if found != classes[name]:
+                    classes[name], changed = found, True
+        for name, mask in classes.items():
+            first[name] = self.lead(mask)
+        return first
+
+    def lead(self, mask: int) -> int:
+        """The first bytes of the characters in some classes."""
+        found = 0
+        for column in self.columns.indices(mask):
+            found |= self.leads[column]
+        return found
+
+    # -- Subsets -------------------------------------------------------------------------------------------------------------
+
+    def push(self, target: int, stack: tuple[int, ...]) -> tuple[int, ...]:
+        """The stack with a place to return to, unless nothing is left to do there."""
+        seen = set()
+        while target not in self.ends and target not in seen:
+            seen.add(target)
+            nfa = self.nfa
+            if nfa.reads[target] or nfa.refs[target] or len(nfa.empty[target]) != 1:
+                return (target, *stack)
+            target = nfa.empty[target][0]
+        return stack
+
+    def close(self, members: Iterable[Member], opened: frozenset[str] = frozenset()) -> Subset:
+        """The members that read, call or end, with the rules that are always opened, and these, opened."""
+        nfa, out = self.nfa, set()
+        stack = list(members)
+        seen = set(stack)
+        while stack:
+            member = stack.pop()
+            place, returns = member
+            if place == END or place in self.ends:
+                moves = [(returns[0], returns[1:])] if returns else []
+                if not returns:
+                    out.add(DONE)
+            else:
+                moves = [(target, returns) for target in nfa.empty[place]]
+                for rule, target in nfa.refs[place]:
+                    if rule in self.called and rule not in opened:
+                        out.add(member)
+                        if rule in self.empty:
+                            moves.append((target, returns))
+                    else:
+                        pushed = self.push(target, returns)
+                        moves.append((self.places[rule][0], pushed))
+                        if rule in opened:
+                            self.frames.update(pushed[:1])
+                if nfa.reads[place]:
+                    out.add(member)
+            for move in moves:
+                if (len(move[1]) > len(returns) and self._too_deep(move[1])) or len(seen) > _MOST_MEMBERS:
+                    raise ConstraintError(
+                        f"Rule {self.owner[place]!r} is left-recursive, or ambiguous in a way that can't be held: no "
+                        "bounded text decides how to read it. Rewrite it with * or +, or make its beginnings differ."
+                    )
+                if move not in seen:
+                    seen.add(move)
+                    stack.append(move)
+        return frozenset(out)
+
+    def _too_deep(self, stack: tuple[int, ...]) -> bool:
+        return len(stack) > _MOST_FRAMES or sum(place in self.frames for place in stack) > _DEEPEST
+
+    def read(self, subset: Subset) -> tuple[list[tuple[int, Member]], dict[str, list[Member]]]:
+        """(class mask, member) for each character that can be read, and where each called rule returns to."""
+        opened: frozenset[str] = frozenset()
+        while True:
+            reads: list[tuple[int, Member]] = []
+            calls: dict[str, list[Member]] = {}
+            for place, returns in subset - {DONE}:
+                reads += [(self.columns.masks[chars], (target, returns)) for chars, target in self.nfa.reads[place]]
+                for rule, target in self.nfa.refs[place]:
+                    if rule in self.called and rule not in opened:
+                        calls.setdefault(rule, []).append((target, returns))
+            unclear = self._unclear(reads, calls)
+            if not unclear:
+                return reads, calls
+            opened |= unclear
+            subset = self.close(subset, opened)
+
+    def _unclear(self, reads: list[tuple[int, Member]], calls: Mapping[str, object]) -> set[str]:
+        mask = 0
+        for m, _ in reads:
+            mask |= m
+        plain = self.lead(mask)
+        found = {rule for rule in calls if self.first[rule] & plain}
+        if not found:
+            for rule in calls:
+                for other in calls:
+                    if rule < other and self.first[rule] & self.first[other]:
+                        found |= {rule, other}
+        return found
+
+    # -- Automata --------------------------------------------------------------------------------------------------------------
+
+    def run(self) -> set[Subset]:
+        """Build the automata; returns the ones whose ends are not clear."""
+        while self.queue:
+            automaton, number = self.queue.pop()
+            self.count += 1
+            self.work += len(automaton.subsets[number])
+            self.check(self.count, self.work)
+            self._expand(automaton, number)
+        return self._unclear_ends()
+
+    def _called(self, rule: str, subset: Subset) -> Automaton:
+        """The automaton of what a subset, part of `rule`, goes on with; it is only called for texts that aren't empty."""
+        subset -= {DONE}
+        if subset not in self.automata:
+            self.automata[subset] = Automaton(rule, subset)
+            self._number(self.automata[subset], subset)
+        return self.automata[subset]
+
+    def _number(self, automaton: Automaton, subset: Subset) -> int:
+        if not subset:
+            return DEAD
+        before = len(automaton.subsets)
+        number = automaton.number(subset)
+        if number == before:
+            self.queue.append((automaton, number))
+        return number
+
+    def _expand(self, automaton: Automaton, number: int) -> None:
+        subset = automaton.subsets[number]
+        if DONE in subset:
+            automaton.label[number] = 0
+            if automaton.key in self.returned and len(subset) > 1:
+                automaton.label[number] = self._label(automaton, subset)
+                return
+        if number > 1 and (frame := self._shared(subset)):
+            inner = frozenset((place, stack[: len(stack) - len(frame)]) for place, stack in subset)
+            rule = min(self.owner[place] for place, _ in inner)
+            self._call(automaton, number, self._called(rule, inner), [(frame[0], frame[1:])])
+            return
+        reads, calls = self.read(subset)
+        targets = [member for _, member in reads]
+        for mask, which in self.columns.split([(mask, i) for i, (mask, _) in enumerate(reads)]):
+            target = self._number(automaton, self.close(targets[i] for i in which))
+            automaton.rows[number].append((mask, target))
+        for name, returns in calls.items():
+            self._call(automaton, number, self._called(name, self.close([(self.places[name][0], ())])), returns)
+
+    def _shared(self, subset: Subset) -> tuple[int, ...]:
+        """The frames that all members return to in the end, from a called rule's on: what is before them can be a call."""
+        stacks = [stack for _, stack in subset]
+        depth = 0
+        while all(len(stack) > depth and stack[-1 - depth] == stacks[0][-1 - depth] for stack in stacks):
+            depth += 1
+        common = stacks[0][len(stacks[0]) - depth :]
+        for at, place in enumerate(common):
+            if place in self.frames:
+                return common[at:]
+        return ()
+
+    def _call(self, automaton: Automaton, number: int, inner: Automaton, returns: list[Member]) -> None:
+        inner.sites.append((automaton, number, returns))
+        for label in range(len(inner.labels)):
+            self._return(automaton, number, inner, returns, label)
+
+    def _label(self, automaton: Automaton, subset: Subset) -> int:
+        if subset not in automaton.labels:
+            if len(automaton.labels) >= _MOST_LABELS:
+                raise ConstraintError(
+                    f"Rule {automaton.rule!r} is ambiguous: where it ends is not decided by what follows it. Make what follows "
+                    "begin differently from what may continue it."
+                )
+            automaton.labels.append(subset)
+            for outer, number, returns in tuple(automaton.sites):
+                self._return(outer, number, automaton, returns, len(automaton.labels) - 1)
+        return automaton.labels.index(subset)
+
+    def _return(self, automaton: Automaton, number: int, inner: Automaton, returns: list[Member], label: int) -> None:
+        members: list[Member] = []
+        for target, stack in returns:
+            outer = self.push(target, stack)
+            members += [(place, frames + outer) for place, frames in inner.labels[label]]
+            if label:
+                self.frames.update(outer[:1])
+        automaton.calls[number][inner.key, label] = self._number(automaton, self.close(members))
+
+    def _unclear_ends(self) -> set[Subset]:
+        """Automata that may end or go on at the same byte."""
+        everyone = [self.root, *self.automata.values()]
+        begins: dict[tuple[int, int], int] = {}
+        changed = True
+        while changed:
+            changed = False
+            for automaton in everyone:
+                for number, row in enumerate(automaton.rows):
+                    mask = 0
+                    for m, _ in row:
+                        mask |= self.lead(m)
+                    for key, _ in automaton.calls[number]:
+                        mask |= begins.get((id(self.automata[key]), 1), 0)
+                    if begins.get((id(automaton), number), 0) != mask:
+                        begins[id(automaton), number], changed = mask, True
+        follow = dict.fromkeys(map(id, everyone), 0)
+        changed = True
+        while changed:
+            changed = False
+            for automaton in everyone:
+                for row in automaton.calls:
+                    for (key, _), target in row.items():
+                        inner = id(self.automata[key])
+                        found = follow[inner] | begins.get((id(automaton), target), 0)
+                        if automaton.label[target] >= 0:
+                            found |= follow[id(automaton)]
+                        if found != follow[inner]:
+                            follow[inner], changed = found, True
+        return {
+            automaton.key
+            for automaton in self.automata.values()
+            if any(
+                automaton.label[n] >= 0 and begins.get((id(automaton), n), 0) & follow[id(automaton)]
+                for n in range(len(automaton.subsets))
+            )
+        }
+
+    # -- The network -----------------------------------------------------------------------------------------------------------
+
+    def network(self) -> Network:
+        builder = Builder()
+        root = builder.rule(self.start)
+        ids = {key: builder.rule(automaton.rule) for key, automaton in self.automata.items()}
+        self.root.emit(builder, ids, root, self.columns)
+        for key, automaton in self.automata.items():
+            automaton.emit(builder, ids, ids[key], self.columns)
+        network = builder.finish(root)
+        if not network.start:
+            raise ConstraintError(f"No text matches rule {self.start!r}.")
+        return network

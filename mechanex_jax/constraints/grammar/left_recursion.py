@@ -1,0 +1,290 @@
+"""Recursive rules made as regular as they are: which rules must stay rules, and recursion at either end turned into loops.
+
+`e: e "+" e | e "!" | "-" e | NUMBER` says no more than: any number of prefixes, an operand, and then any number of postfixes or
+of an operator, prefixes and an operand. Written like this it is neither left-recursive nor ambiguous, and no longer recursive.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mechanex_jax.constraints.automata.expression import EMPTY, Alt, Node, Ref, Repeat, Seq, Set, alternatives, sequence
+
+_MOST_ALTERNATIVES = 400
+
+
+def references(node: Node) -> Iterable[str]:
+    """The rules that an expression mentions, with repetition."""
+    stack = [node]
+    while stack:
+        match stack.pop():
+            case Ref(name):
+                yield name
+            case Seq(parts) | Alt(parts):
+                stack.extend(parts)
+            case Repeat(body=body):
+                stack.append(body)
+            case _:
+                pass
+
+
+def nullable(rules: Mapping[str, Node]) -> set[str]:
+    """The rules that may be empty."""
+    found: set[str] = set()
+    while True:
+        more = {name for name, body in rules.items() if name not in found and may_be_empty(body, found)}
+        if not more:
+            return found
+        found |= more
+
+
+def may_be_empty(node: Node, empty: set[str]) -> bool:
+    """Whether an expression accepts the empty text, given which rules do."""
+    match node:
+        case Ref(name):
+            return name in empty
+        case Seq(parts):
+            return all(may_be_empty(part, empty) for part in parts)
+        case Alt(parts):
+            return any(may_be_empty(part, empty) for part in parts)
+        case Repeat(body, minimum):
+            return minimum == 0 or may_be_empty(body, empty)
+        case _:
+            return False
+
+
+def productive(rules: Mapping[str, Node]) -> set[str]:
+    """The rules that some text matches."""
+    found: set[str] = set()
+
+    def ends(node: Node) -> bool:
+        match node:
+            case Ref(name):
+                return name in found
+            case Seq(parts):
+                return all(ends(part) for part in parts)
+            case Alt(parts):
+                return any(ends(part) for part in parts)
+            case Repeat(body, minimum):
+                return minimum == 0 or ends(body)
+            case Set(chars):
+                return bool(chars)
+            case _:
+                return True
+
+    while more := {name for name, body in rules.items() if name not in found and ends(body)}:
+        found |= more
+    return found
+
+
+def components(graph: Mapping[str, set[str]]) -> list[set[str]]:
+    """Strongly connected components that hold a cycle (Tarjan, without Python's own stack)."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    held: set[str] = set()
+    out = []
+    for root in graph:
+        if root in index:
+            continue
+        index[root] = low[root] = len(index)
+        stack.append(root)
+        held.add(root)
+        calls = [(root, iter(sorted(graph[root])))]
+        while calls:
+            at, following = calls[-1]
+            for other in following:
+                if other not in index:
+                    index[other] = low[other] = len(index)
+                    stack.append(other)
+                    held.add(other)
+                    calls.append((other, iter(sorted(graph[other]))))
+                    break
+                if other in held:
+                    low[at] = min(low[at], index[other])
+            else:
+                calls.pop()
+                if calls:
+                    low[calls[-1][0]] = min(low[calls[-1][0]], low[at])
+                if low[at] == index[at]:
+                    part = set()
+                    while at not in part:
+                        part.add(stack.pop())
+                    held -= part
+                    if len(part) > 1 or at in graph[at]:
+                        out.append(part)
+    return out
+
+
+def called(rules: Mapping[str, Node]) -> set[str]:
+    """A small set of rules that cuts every cycle: these stay rules, the others can be written out where they are used."""
+    graph = {name: set(references(body)) for name, body in rules.items()}
+    kept: set[str] = set()
+    while cycles := components(graph):
+        for part in cycles:
+            inside = {name: graph[name] & part for name in part}
+            uses = {name: sum(name in targets for targets in inside.values()) for name in part}
+            best = max(sorted(part), key=lambda name: (name in inside[name], uses[name] * len(inside[name])))
+            kept.add(best)
+        graph = {name: targets - kept for name, targets in graph.items() if name not in kept}
+    return kept
+
+
+def loops(rules: Mapping[str, Node]) -> dict[str, Node]:
+    """The same languages, with recursion at the ends of a rule written as repetition where that is possible."""
+    rules = dict(rules)
+    for _ in range(len(rules)):
+        changed = False
+        for name in sorted(called(rules)):
+            body = _Ends(rules, name).rewritten()
+            if body is not None and body != rules[name]:
+                rules[name], changed = body, True
+        if not changed:
+            break
+    return rules
+
+
+def factored(node: Node) -> Node:
+    """The same with what alternatives begin with in common written once, so that they are told apart as late as possible."""
+    match node:
+        case Seq(parts):
+            return sequence(factored(part) for part in parts)
+        case Repeat(body, minimum, maximum):
+            return Repeat(factored(body), minimum, maximum)
+        case Alt(parts):
+            groups: dict[Node, list[Node]] = {}
+            for part in map(factored, parts):
+                first, rest = (part.parts[0], Seq(part.parts[1:])) if isinstance(part, Seq) and part.parts else (part, EMPTY)
+                groups.setdefault(first, []).append(sequence(rest.parts))
+            found = [
+                sequence([first, rests[0] if len(rests) == 1 else factored(alternatives(rests))])
+                for first, rests in groups.items()
+            ]
+            return alternatives(found)
+        case _:
+            return node
+
+
+class _Ends:
+    """One rule's alternatives, written out as far as needed to see whether they begin or end with the rule itself."""
+
+    def __init__(self, rules: Mapping[str, Node], name: str):
+        self.rules, self.name = rules, name
+        self.empty = nullable(rules)
+        self.kept = called(rules)
+
+    def rewritten(self) -> Node | None:
+        bodies = self.spread((self.rules[self.name],))
+        own = Ref(self.name)
+        before: list[Node] = []
+        after: list[Node] = []
+        between: list[Node] = []
+        base: list[Node] = []
+        for parts in bodies or ():
+            if self.is_list(parts):
+                # x (op self | post)*: the same as x, and op between two of the rule, and post behind one.
+                items, rest = self.spread((parts[-1].body,)), self.spread(parts[:-1])  # type: ignore[union-attr]
+                if items is None or rest is None or bodies is None or len(bodies) > _MOST_ALTERNATIVES:
+                    return None
+                for item in items:
+                    (between if item[-1:] == (own,) else after).append(sequence(item[:-1] if item[-1:] == (own,) else item))
+                bodies += rest  # seen to later in this loop
+                continue
+            if parts == (own,):
+                continue
+            first, last = parts[:1] == (own,), parts[-1:] == (own,)
+            if first and last:
+                between.append(sequence(parts[1:-1]))
+            elif first:
+                after.append(sequence(parts[1:]))
+            elif last:
+                before.append(sequence(parts[:-1]))
+            else:
+                base.append(sequence(parts))
+        if not (before or after or between):
+            return None
+        operand = sequence([Repeat(alternatives(before), 0, None), alternatives(base)] if before else [alternatives(base)])
+        more = after + [sequence([op, operand]) for op in between]
+        return sequence([operand, Repeat(alternatives(more), 0, None)]) if more else operand
+
+    def is_list(self, parts: tuple[Node, ...]) -> bool:
+        """Whether the last part is a repetition without bounds that may end with the rule itself."""
+        return (
+            len(parts) > 0
+            and isinstance(parts[-1], Repeat)
+            and (parts[-1].minimum, parts[-1].maximum) == (0, None)
+            and self.name in self.reach(parts[-1].body, -1)
+        )
+
+    def reach(self, node: Node, side: int) -> set[str]:
+        """The rules that an expression can begin (side 0) or end (side -1) with."""
+        found: set[str] = set()
+
+        def visit(node: Node) -> None:
+            match node:
+                case Ref(name):
+                    if name not in found:
+                        found.add(name)
+                        if name not in self.kept:
+                            visit(self.rules[name])
+                case Seq(parts):
+                    for part in parts if side == 0 else reversed(parts):
+                        visit(part)
+                        if not may_be_empty(part, self.empty):
+                            break
+                case Alt(parts):
+                    for part in parts:
+                        visit(part)
+                case Repeat(body=body):
+                    visit(body)
+                case _:
+                    pass
+
+        visit(node)
+        return found
+
+    def spread(self, parts: tuple[Node, ...]) -> list[tuple[Node, ...]] | None:
+        """Alternatives, as sequences of parts, in which neither the first nor the last part hides the rule."""
+        done: list[tuple[Node, ...]] = []
+        waiting = [parts]
+        while waiting:
+            if len(waiting) + len(done) > _MOST_ALTERNATIVES:
+                return None
+            parts = waiting.pop()
+            opened = self.open(parts, 0)
+            if opened is None:
+                opened = self.open(parts, -1)
+            if opened is None:
+                done.append(parts)
+            else:
+                waiting += reversed(opened)
+        return done
+
+    def open(self, parts: tuple[Node, ...], side: int) -> list[tuple[Node, ...]] | None:
+        if not parts:
+            return None
+        end = parts[side]
+        if end == Ref(self.name) or self.name not in self.reach(end, side):
+            return None
+
+        def put(*inner: Node) -> tuple[Node, ...]:
+            flat = sequence([*inner, *parts[1:]] if side == 0 else [*parts[:-1], *inner])
+            return flat.parts if isinstance(flat, Seq) else (flat,)
+
+        match end:
+            case Ref(name) if name not in self.kept:
+                return [put(self.rules[name])]
+            case Seq():
+                return [put(end)]
+            case Alt(inner):
+                return [put(part) for part in inner]
+            case Repeat(body, minimum, maximum):
+                if side == -1 and maximum is None:  # see `is_list`
+                    return [put(*[body] * minimum, Repeat(body, 0, None))] if minimum else None
+                if maximum == 0:
+                    return [put(EMPTY)]
+                less = Repeat(body, max(minimum - 1, 0), None if maximum is None else maximum - 1)
+                longer = put(body, less) if side == 0 else put(less, body)
+                return [longer] if minimum else [put(EMPTY), longer]
+            case _:
+                return None

@@ -1,0 +1,288 @@
+"""Numbers as automata over their decimal text: what a schema can ask of them, decided exactly from left to right.
+
+Any JSON number may be read where nothing is asked of it. Where something is, a number with an exponent must be spelt as JSON
+writers do: one digit that isn't 0, perhaps a fraction, and an exponent of at most three digits (`1.5e+20`, `1e-07`); every
+number without an exponent may be spelt in any way.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Hashable
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+from mechanex_jax.constraints.automata import charset as char_sets
+from mechanex_jax.constraints.automata.dfa import CharDfa
+from mechanex_jax.errors import ConstraintError
+
+LESS, EQUAL, GREATER = 0, 1, 2  # labels of `comparison`
+_SYMBOLS = "0123456789-+.eE"
+_EXPONENT_DIGITS = 3
+_MOST_STATES = 40_000
+
+State = Hashable
+Step = Callable[[Any, str], State | None]
+
+
+def exact(value: int | float) -> Fraction:
+    """The number that a schema's author wrote: a float stands for its shortest decimal spelling."""
+    return Fraction(value) if isinstance(value, int) else Fraction(Decimal(repr(value)))
+
+
+def _explore(start: State, step: Step, label: Callable[[Any], int]) -> CharDfa:
+    """The automaton of a step function over the characters of numbers; None is dead."""
+    numbers: dict[State, int] = {start: 1}
+    rows = [[0] * len(_SYMBOLS)]
+    for state in (order := [start]):
+        row = []
+        for symbol in _SYMBOLS:
+            target = step(state, symbol)
+            if target is None:
+                row.append(0)
+                continue
+            if target not in numbers:
+                numbers[target] = len(numbers) + 1
+                order.append(target)
+            row.append(numbers[target])
+        rows.append(row)
+    bounds, classes, member = _alphabet()
+    table = np.zeros((len(rows), member.shape[1]), np.int32)
+    table[:, [int(np.flatnonzero(row)[0]) for row in member]] = rows
+    return CharDfa(bounds, classes, table, np.array([-1, *map(label, order)], np.int16), 1)
+
+
+@functools.cache
+def _alphabet() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    return char_sets.alphabet([char_sets.of(symbol) for symbol in _SYMBOLS])
+
+
+@functools.cache
+def numbers() -> CharDfa:
+    """Every JSON number, label 0."""
+    return _explore("start", _grammar, lambda state: 0 if state in ("zero", "int", "frac", "exp") else -1)
+
+
+def _grammar(state: str, symbol: str) -> str | None:
+    digit, point, exponent = symbol.isdigit(), symbol == ".", symbol in "eE"
+    if state in ("start", "minus"):
+        if symbol == "-":
+            return "minus" if state == "start" else None
+        return ("zero" if symbol == "0" else "int") if digit else None
+    if state in ("zero", "int"):
+        if digit:
+            return "int" if state == "int" else None
+        return "point" if point else "e" if exponent else None
+    if state in ("point", "frac"):
+        return "frac" if digit else "e" if exponent and state == "frac" else None
+    if state == "e" and symbol in "+-":
+        return "sign"
+    return "exp" if digit else None
+
+
+@functools.cache
+def plain() -> CharDfa:
+    """Numbers without point and exponent (label 1), others (label 0)."""
+
+    def step(state: bool, symbol: str) -> bool:
+        return state and symbol not in ".eE"
+
+    return _explore(True, step, int)
+
+
+# -- Exponents -----------------------------------------------------------------------------------------------------------------
+#
+# ("e", what, sign, digits, value): inside an exponent. `what` is what the mantissa has come to, `outcome(what, exponent)` the
+# label, monotone in the exponent in the sense that it is the same between two exponents for which it is the same; so a prefix
+# of the digits that leaves only one outcome is as good as any other.
+
+Outcome = Callable[[Any, int], int]
+
+
+def _exponent(state: tuple, symbol: str, outcome: Outcome) -> tuple | None:
+    _, what, sign, digits, value = state
+    if symbol in "+-":
+        return ("e", what, symbol, 0, 0) if not sign else None
+    if not symbol.isdigit() or digits == _EXPONENT_DIGITS:
+        return None
+    value, digits, sign = value * 10 + int(symbol), digits + 1, sign or "+"
+    more = 10 ** (_EXPONENT_DIGITS - digits)
+    least, most = (-value, -(value * more + more - 1)) if sign == "-" else (value, value * more + more - 1)
+    decided = outcome(what, least)
+    if decided == outcome(what, most):
+        return ("e", ("decided", decided), sign, digits, 0)
+    return ("e", what, sign, digits, value)
+
+
+def _exponent_label(state: tuple, outcome: Outcome) -> int:
+    _, what, sign, digits, value = state
+    if not digits:
+        return -1
+    return what[1] if what[0] == "decided" else outcome(what, -value if sign == "-" else value)
+
+
+def _decided(outcome: Outcome) -> Outcome:
+    return lambda what, exponent: what[1] if what[0] == "decided" else outcome(what, exponent)
+
+
+# -- Comparison ----------------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(512)
+def comparison(bound: Fraction) -> CharDfa:
+    """Numbers less than, equal to and greater than a decimal bound, told apart by label."""
+    whole, fraction, _ = _digits(abs(bound))
+    significant = (whole + fraction).lstrip("0")
+    scale = len(whole) - 1 if whole != "0" else -(len(fraction) - len(fraction.lstrip("0")) + 1)
+
+    def signed(negative: bool, size: int) -> int:
+        """The label, given how the absolute values compare (-1, 0, 1)."""
+        if bound > 0 and negative:
+            return LESS
+        if bound < 0 and not negative:
+            return GREATER
+        return 1 + (-size if negative else size)
+
+    def against(digit: str, digits: str, at: int) -> int:
+        other = digits[at] if at < len(digits) else "0"
+        return (digit > other) - (digit < other)
+
+    def whole_size(at: int, so_far: int) -> int:
+        return so_far if at == len(whole) else -1 if at < len(whole) else 1
+
+    def rest(digits: str, at: int, so_far: int) -> int:
+        return so_far or (-1 if digits[at:].strip("0") else 0)
+
+    def outcome(what: tuple, exponent: int) -> int:
+        _, negative, size = what
+        return signed(negative, 1 if not significant or exponent > scale else -1 if exponent < scale else size)
+
+    # ("i", negative, digits read, comparison so far, mantissa) and ("f", negative, digits read or -1, comparison, mantissa);
+    # mantissa: (digits read or -1, comparison so far) of one digit and a fraction, None where no exponent may follow.
+    def step(state: tuple, symbol: str) -> tuple | None:
+        kind = state[0]
+        if kind == "e":
+            return _exponent(state, symbol, _decided(outcome))
+        if kind in ("start", "minus"):
+            if symbol == "-":
+                return ("minus",) if kind == "start" else None
+            if not symbol.isdigit():
+                return None
+            mantissa = settled(significant, 1, against(symbol, significant, 0)) if symbol != "0" else None
+            return ("i", kind == "minus", 1, against(symbol, whole, 0), mantissa)
+        _, negative, at, so_far, mantissa = state
+        if symbol in "eE":
+            return ("e", ("size", negative, rest(significant, *mantissa)), "", 0, 0) if mantissa else None
+        if kind == "i":
+            if symbol == ".":
+                size = whole_size(at, so_far)
+                return ("f", negative, *settled(fraction, 0, size), mantissa)
+            if not symbol.isdigit():
+                return None
+            at = min(at + 1, len(whole) + 1)
+            return ("i", negative, at, (so_far or against(symbol, whole, at - 1)) if at <= len(whole) else 1, None)
+        if not symbol.isdigit():
+            return None
+        if mantissa:
+            m, size = mantissa
+            mantissa = mantissa if size else settled(significant, m + 1, against(symbol, significant, m))
+        if so_far == 0:
+            at, so_far = settled(fraction, at + 1, against(symbol, fraction, at))
+        return ("f", negative, at, so_far, mantissa)
+
+    def settled(digits: str, at: int, size: int) -> tuple[int, int]:
+        """How many digits were read does not matter once the comparison is decided, nor beyond the bound's."""
+        return (0, size) if size else (min(at, len(digits)), 0)
+
+    def label(state: tuple) -> int:
+        kind = state[0]
+        if kind == "e":
+            return _exponent_label(state, _decided(outcome))
+        if kind in ("start", "minus"):
+            return -1
+        _, negative, at, so_far, _ = state
+        if kind == "i":
+            at, so_far = settled(fraction, 0, whole_size(at, so_far))
+        return signed(negative, rest(fraction, at, so_far))
+
+    return _explore(("start",), step, label)
+
+
+def _digits(value: Fraction) -> tuple[str, str, int]:
+    """The decimal digits before and behind the point of a number that has finitely many."""
+    places = 0
+    while (value * 10**places).denominator != 1:
+        places += 1
+    text = str(int(value * 10**places)).rjust(places + 1, "0")
+    return text[: len(text) - places], text[len(text) - places :], places
+
+
+# -- Multiples -----------------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(512)
+def multiples(divisor: Fraction) -> CharDfa:
+    """Multiples of a positive decimal number (label 1) and other numbers (label 0).
+
+    Numbers with an exponent are read only where it alone decides: `d.ddde-XX` against a divisor that isn't finer, and
+    `de+XX` against a power of ten.
+
+    Raises:
+      ConstraintError: the divisor has too many digits.
+    """
+    _, _, places = _digits(divisor)
+    modulus = int(divisor * 10**places)
+    if modulus * (places + 1) > _MOST_STATES:
+        raise ConstraintError(f"a multiple of {float(divisor)} takes an automaton of {modulus * (places + 1):,} states")
+    # multiples of 10**zeros / 10**places are what an exponent can decide by itself
+    zeros = len(str(modulus)) - 1 if str(modulus).strip("0") == "1" else -1
+
+    def outcome(what: tuple, exponent: int) -> int:
+        if what[1]:  # a fraction that isn't 0, so no multiple of 10 ** exponent
+            return 0 if exponent <= -places else -1
+        if zeros < 0:
+            return 0 if exponent < -places else -1
+        return int(exponent >= zeros - places)
+
+    # ("i", remainder, may have an exponent), ("f", remainder, digits behind the point, last digit or None)
+    def step(state: tuple, symbol: str) -> tuple | None:
+        kind = state[0]
+        if kind == "e":
+            return _exponent(state, symbol, _decided(outcome))
+        if kind in ("start", "minus"):
+            if symbol == "-":
+                return ("minus",) if kind == "start" else None
+            return ("i", int(symbol) % modulus, symbol != "0") if symbol.isdigit() else None
+        if kind == "i":
+            _, remainder, single = state
+            if symbol == ".":
+                return ("f", remainder, 0, "" if single else None)
+            if symbol in "eE":
+                return ("e", ("single", False), "", 0, 0) if single else None
+            return ("i", (remainder * 10 + int(symbol)) % modulus, False) if symbol.isdigit() else None
+        _, remainder, at, last = state
+        if symbol in "eE":
+            return ("e", ("single", True), "", 0, 0) if last == "9" else None
+        if not symbol.isdigit():
+            return None
+        if last is not None:  # only whether it is 0 matters
+            last = "0" if symbol == "0" else "9"
+        if remainder < 0 or (at == places and symbol != "0"):
+            return ("f", -1, 0, last)  # finer than the divisor
+        if at == places:
+            return ("f", remainder, at, last)
+        return ("f", (remainder * 10 + int(symbol)) % modulus, at + 1, last)
+
+    def label(state: tuple) -> int:
+        kind = state[0]
+        if kind == "e":
+            return _exponent_label(state, _decided(outcome))
+        if kind in ("start", "minus"):
+            return -1
+        at = state[2] if kind == "f" else 0
+        return int(state[1] >= 0 and state[1] * 10 ** (places - at) % modulus == 0)
+
+    return _explore(("start",), step, label)

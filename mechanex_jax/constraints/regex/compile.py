@@ -1,0 +1,68 @@
+"""Regular expressions to automata: Python's syntax and the meaning of `re.fullmatch`, or ECMA-262's as JSON Schema uses it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, Limits, complement, to_bytes
+from mechanex_jax.constraints.automata.expression import Node
+from mechanex_jax.constraints.automata.nfa import determinise
+from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.pushdown_builder import Builder
+from mechanex_jax.constraints.regex import ecma, python
+from mechanex_jax.errors import ConstraintError, expected
+
+_DIALECTS = {"python": python.parse, "ecma": ecma.parse}
+
+
+def parse(pattern: str, *, dialect: str = "python") -> Node:
+    """The expression that a pattern stands for; "python" or "ecma" say whose syntax it is."""
+    if not isinstance(pattern, str):
+        raise ConstraintError(expected("regex", pattern, "a string", "Give the text of the pattern.").message)
+    return _DIALECTS[dialect](pattern)
+
+
+def chars(pattern: str, *, search: bool = False, dialect: str = "python", limits: Limits = DEFAULT_LIMITS) -> CharDfa:
+    """The minimal automaton of a pattern over code points, label 0.
+
+    Args:
+      pattern: its text.
+      search: accept texts with a matching part, as JSON Schema's `pattern`; otherwise the whole text has to match.
+      dialect: "python", or "ecma" for ECMA-262 with Unicode semantics.
+      limits: states, work and time.
+
+    Raises:
+      ConstraintError: bad syntax, an unsupported construct, or an automaton beyond the limits.
+    """
+    return determinise(parse(pattern, dialect=dialect), search=search, limits=limits)
+
+
+def forbidding(terms: Sequence[str], limits: Limits = DEFAULT_LIMITS) -> Network:
+    """The bytes of the texts in which none of the terms appears, in upper or lower case.
+
+    Raises:
+      ConstraintError: an automaton beyond the limits.
+    """
+    found = chars(f"(?i:{'|'.join(map(re.escape, terms))})", search=True, limits=limits)
+    return _network("forbidden", complement(found))
+
+
+def network(pattern: str, limits: Limits = DEFAULT_LIMITS) -> Network:
+    """The bytes of the texts that match as a whole, as `re.fullmatch` has it.
+
+    Raises:
+      ConstraintError: as for `chars`, or no text matches.
+    """
+    dfa = chars(pattern, limits=limits)
+    if dfa.is_empty():
+        raise ConstraintError(f"No text matches the regular expression {pattern!r}. Check its anchors and empty classes.")
+    return _network("regex", dfa)
+
+
+def _network(rule: str, dfa: CharDfa) -> Network:
+    builder = Builder()
+    root = builder.rule(rule)
+    start = builder.copy(root, to_bytes(dfa))
+    builder.starts[root] = start
+    return builder.finish(root)

@@ -1,0 +1,215 @@
+"""Many states of a network read many strings at once: the frontier walk behind the mask tables."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from mechanex_jax.constraints.automata.pushdown import DEAD, Network
+from mechanex_jax.constraints.token_index.trie import Trie
+from mechanex_jax.errors import ConstraintError
+
+_FRONTIER = 3_000_000  # pairs handled at once; bounds the memory
+
+
+class Keys:
+    """Numbers for integer keys, handed out in order of appearance, with whole arrays at a time."""
+
+    def __init__(self) -> None:
+        self._sorted = np.zeros(0, np.int64)
+        self._number = np.zeros(0, np.int64)
+        self.count = 0
+
+    def of(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The number of each key, and the keys that are new, in the order of their numbers."""
+        wanted, inverse = np.unique(keys, return_inverse=True)
+        at = np.searchsorted(self._sorted, wanted)
+        known = np.zeros(len(wanted), bool)
+        inside = at < len(self._sorted)
+        known[inside] = self._sorted[at[inside]] == wanted[inside]
+        fresh = wanted[~known]
+        if len(fresh):
+            numbers = self.count + np.arange(len(fresh))
+            self.count += len(fresh)
+            self._sorted = np.concatenate([self._sorted, fresh])
+            self._number = np.concatenate([self._number, numbers])
+            order = np.argsort(self._sorted, kind="stable")
+            self._sorted, self._number = self._sorted[order], self._number[order]
+            at = np.searchsorted(self._sorted, wanted)
+        return self._number[at][inverse.reshape(-1)], fresh
+
+
+class Stacks:
+    """Stacks of return sites as numbers: 0 is empty, `parent[i]` is stack i without its top `site[i]`."""
+
+    def __init__(self, sites: int):
+        self.parent, self.site, self.height = np.zeros(1, np.int64), np.full(1, -1, np.int64), np.zeros(1, np.int64)
+        self._sites, self._keys = max(sites, 1), Keys()
+
+    def push(self, stacks: np.ndarray, sites: np.ndarray) -> np.ndarray:
+        """Each of `stacks` with one site on top."""
+        numbers, fresh = self._keys.of(stacks * self._sites + sites)
+        if len(fresh):
+            self.parent = np.concatenate([self.parent, fresh // self._sites])
+            self.site = np.concatenate([self.site, fresh % self._sites])
+            self.height = np.concatenate([self.height, self.height[fresh // self._sites] + 1])
+        return numbers + 1
+
+    def of(self, sites: tuple[int, ...]) -> int:
+        """One stack, its bottom first."""
+        stack = np.zeros(1, np.int64)
+        for site in sites:
+            stack = self.push(stack, np.array([site]))
+        return int(stack[0])
+
+
+class Reached(NamedTuple):
+    """Where strings led to. Row by row: walk `origin` is at (`state`, `stack`) behind the string of trie node `node`."""
+
+    origin: np.ndarray
+    node: np.ndarray
+    state: np.ndarray
+    stack: np.ndarray
+
+
+class Left(NamedTuple):
+    """Where walks left the frame that they began in, and with which label: having read `depth` bytes, but not `node`'s last."""
+
+    origin: np.ndarray
+    node: np.ndarray
+    depth: np.ndarray
+    label: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Moves:
+    """A network in which every byte is read in one step: calls that consume nothing are resolved beforehand.
+
+    Attributes:
+      target: int32 [S, C], the state behind the byte; 0 if there is no way but to return.
+      pushed: int32 [S, C], the index of a list of sites that are pushed; list 0 is empty.
+      lists: int32 [L, H], padded with -1.
+    """
+
+    network: Network
+    target: np.ndarray
+    pushed: np.ndarray
+    lists: np.ndarray
+
+    @classmethod
+    def of(cls, network: Network) -> Moves:
+        target, stay = network.target.copy(), network.stay.copy()
+        columns = np.broadcast_to(np.arange(target.shape[1]), target.shape)
+        # One list is one stack here; its sites are read off at the end.
+        stacks = Stacks(len(network.returns))
+        pushed = np.zeros(target.shape, np.int64)
+        first = network.push >= 0
+        pushed[first] = stacks.push(pushed[first], network.push[first])
+        rounds = 0
+        while (waiting := stay & (target > 0)).any():
+            rounds += 1
+            if rounds > len(target):
+                raise ConstraintError("A rule calls itself before it reads anything.")
+            at, column = target[waiting], columns[waiting]
+            site, stack = network.push[at, column], pushed[waiting]
+            stack[site >= 0] = stacks.push(stack[site >= 0], site[site >= 0])
+            pushed[waiting], target[waiting], stay[waiting] = stack, network.target[at, column], network.stay[at, column]
+        lists = np.full((len(stacks.parent), max(1, int(stacks.height.max()))), -1, np.int32)
+        for index in range(1, len(lists)):  # parents come first
+            parent, height = stacks.parent[index], stacks.height[index]
+            lists[index, : height - 1] = lists[parent, : height - 1]
+            lists[index, height - 1] = stacks.site[index]
+        return cls(network, target, pushed.astype(np.int32), lists)
+
+
+class Walker:
+    """Walks one network; all its walks number their stacks alike (`stacks`)."""
+
+    def __init__(self, moves: Moves, deadline: float):
+        self.moves, self.deadline = moves, deadline
+        self.stacks = Stacks(len(moves.network.returns))
+        self.highest = 0
+
+    def step(self, state: np.ndarray, stack: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Read one byte each.
+
+        Returns:
+          state (0: dead or left), stack, and the label with which the frame at the walk's bottom was left, else -1.
+        """
+        moves, network = self.moves, self.moves.network
+        left = np.full(len(state), -1, np.int64)
+        found = moves.target[state, column]
+        source, stack = state, stack.copy()
+        waiting = np.flatnonzero((found == DEAD) & (network.label[state] >= 0))
+        if len(waiting):
+            source = state.copy()
+        while len(waiting):
+            label, top = network.label[source[waiting]], stack[waiting]
+            bottom = top == 0
+            left[waiting[bottom]] = label[bottom]
+            waiting, label, top = waiting[~bottom], label[~bottom], top[~bottom]
+            back = network.returns[self.stacks.site[top], label]
+            source[waiting], stack[waiting] = back, self.stacks.parent[top]
+            found[waiting] = moves.target[back, column[waiting]]
+            waiting = waiting[(found[waiting] == DEAD) & (network.label[back] >= 0) & (back != DEAD)]
+        pushed = moves.pushed[source, column]
+        calls = np.flatnonzero((pushed > 0) & (found != DEAD))
+        for position in range(moves.lists.shape[1]):
+            if not len(calls):
+                break
+            sites = moves.lists[pushed[calls], position]
+            calls, sites = calls[sites >= 0], sites[sites >= 0]
+            stack[calls] = self.stacks.push(stack[calls], sites)
+        return found, stack, left
+
+    def walk(
+        self, trie: Trie, states: np.ndarray, stacks: np.ndarray | None = None, *, leave_at_once: bool
+    ) -> tuple[Reached, Left]:
+        """All strings of `trie` from each of `states` (walk i is `origin` i in the result).
+
+        Args:
+          trie: in columns of the network.
+          states: where the walks begin.
+          stacks: what is on the stack then, by default nothing.
+          leave_at_once: whether to report frames that are left before anything is read.
+        """
+        states = np.asarray(states, np.int64)
+        begin = np.zeros(len(states), np.int64) if stacks is None else np.asarray(stacks, np.int64)
+        todo = [(0, np.arange(len(states)), np.zeros(len(states), np.int64), states, begin)]
+        reached: list[tuple[np.ndarray, ...]] = []
+        left: list[tuple[np.ndarray, ...]] = []
+        while todo:
+            if time.monotonic() > self.deadline:
+                raise ConstraintError("The constraint is too large: its tables take too long to build. Use smaller bounds.")
+            depth, origin, node, state, stack = todo.pop()
+            counts = np.diff(trie.first)[node]
+            total = int(counts.sum())
+            if total > _FRONTIER and len(origin) > 1:
+                half = len(origin) // 2
+                for part in (slice(half), slice(half, None)):
+                    todo.append((depth, origin[part], node[part], state[part], stack[part]))
+                continue
+            if not total:
+                continue
+            child = np.arange(total) + np.repeat(trie.first[node] - np.cumsum(counts) + counts, counts)
+            column = trie.column[child]
+            item = np.repeat(np.arange(len(origin)), counts)
+            state, stack, away = self.step(state[item], stack[item], column)
+            gone = np.flatnonzero(away >= 0)
+            if len(gone) and (depth or leave_at_once):
+                left.append((origin[item[gone]], child[gone], np.full(len(gone), depth), away[gone]))
+            live = np.flatnonzero(state != DEAD)
+            origin, node, state, stack = origin[item[live]], child[live], state[live].astype(np.int64), stack[live]
+            self.highest = max(self.highest, int(self.stacks.height[stack].max(initial=0)))
+            ends = trie.own[node] > trie.enter[node]
+            reached.append((origin[ends], node[ends], state[ends], stack[ends]))
+            if len(origin):
+                todo.append((depth + 1, origin, node, state, stack))
+        return Reached(*_joined(reached)), Left(*_joined(left))
+
+
+def _joined(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    return [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 4

@@ -1,0 +1,1 @@
+"""Strings and arrays: arguments to requests, requests to batches, batches to texts."""

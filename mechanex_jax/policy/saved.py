@@ -1,0 +1,97 @@
+"""Policies and presets that are kept, each as one JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mechanex_jax.errors import expected
+from mechanex_jax.policy import controls
+from mechanex_jax.policy.controls import Policy
+from mechanex_jax.storage.json_store import JsonStore
+from mechanex_jax.storage.json_values import plain
+
+
+class Library:
+    """Policies by id, and presets to be cloned.
+
+    Args:
+      store: where policies are kept; None is the user's data folder.
+      presets: where published presets are kept; None likewise.
+    """
+
+    def __init__(self, store: JsonStore | None = None, presets: JsonStore | None = None):
+        self.store = store or JsonStore("policies", "policy", "pol_")
+        self.presets = presets or JsonStore("policy_presets", "preset", "preset_")
+
+    def save(self, policy: Mapping[str, Any]) -> str:
+        """Keep a policy under its `id`, replacing what was there, or under a new one; returns the id.
+
+        Raises:
+          ArgumentError: what `run` would refuse in it.
+        """
+        found = controls.read(policy)
+        return self.store.save(self._kept(found), found.id)
+
+    def get(self, policy_id: str) -> dict[str, Any]:
+        """A saved policy, its id included, as it was given.
+
+        Raises:
+          ArgumentError: there is none; the message lists those there are.
+          StoreError: its file is corrupt; it stays where it is.
+        """
+        return self.store.get(policy_id)
+
+    def list(self) -> list[dict[str, Any]]:
+        """All saved policies, oldest first. A corrupt file is warned of by name."""
+        return self.store.list()
+
+    def delete(self, policy_id: str) -> None:
+        """Forget a saved policy.
+
+        Raises:
+          ArgumentError: there is none.
+        """
+        self.store.delete(policy_id)
+
+    def publish_preset(
+        self,
+        name: str,
+        policy: Mapping[str, Any],
+        visibility: str = "private",
+        tags: Sequence[str] | None = None,
+        description: str | None = None,
+    ) -> str:
+        """Keep a policy as a preset of this user's, to be cloned; returns the preset's id.
+
+        Raises:
+          ArgumentError: a bad policy, or a visibility other than "private" and "public".
+        """
+        if not isinstance(name, str) or not name:
+            raise expected("name", name, "a non-empty string")
+        if visibility not in ("private", "public"):
+            raise expected("visibility", visibility, "private or public")
+        tagged = [tags] if isinstance(tags, str) else list(tags or [])
+        record = {"name": name, "visibility": visibility, "tags": tagged, "description": description}
+        return self.presets.save({**record, "policy": self._kept(controls.read(policy))})
+
+    def list_presets(self, include_public: bool = True) -> list[dict[str, Any]]:
+        """Published presets, oldest first; without `include_public` the private ones alone."""
+        return [preset for preset in self.presets.list() if include_public or preset["visibility"] == "private"]
+
+    def clone_preset(self, preset_id: str) -> str:
+        """Save a preset's policy as one of one's own; returns the new policy's id.
+
+        Raises:
+          ArgumentError: there is no such preset.
+        """
+        policy = {name: value for name, value in self.presets.get(preset_id)["policy"].items() if name != "id"}
+        return self.save(policy)
+
+    @staticmethod
+    def _kept(policy: Policy) -> dict[str, Any]:
+        """What was given, as JSON has it: what was left out stays so."""
+        given = dict(policy.given)
+        if policy.constraints.json_schema is not None:  # whatever form it was given in
+            given["constraints"] = {**given["constraints"], "json_schema": policy.constraints.json_schema}
+        return plain("policy", given)

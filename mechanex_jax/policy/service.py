@@ -1,0 +1,337 @@
+"""`mx.policy`: how a text is to come about, as data; run on a prompt or many, compared, evaluated, tuned and kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from mechanex_jax.edits import parse_steering
+from mechanex_jax.engine.calls import Given, row_seed, seeds_of
+from mechanex_jax.engine.config import GenerationConfig
+from mechanex_jax.engine.run import MICRO_BATCH
+from mechanex_jax.errors import Said, expected
+from mechanex_jax.policy import controls, merge, tuning
+from mechanex_jax.policy.controls import Policy
+from mechanex_jax.policy.plan import Plan, preset_strength, vector_of
+from mechanex_jax.policy.rounds import Outcome
+from mechanex_jax.policy.runner import Driver
+from mechanex_jax.policy.sandbox.runner import UnitTestRunner, run_unit_tests
+from mechanex_jax.policy.saved import Library
+from mechanex_jax.progress import bar as progress_bar
+from mechanex_jax.steering.methods import METHODS as STEERING_METHODS
+from mechanex_jax.steering.presets import PRESETS
+from mechanex_jax.storage.json_store import JsonStore
+from mechanex_jax.validation import check_seed, integer
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)} | {"model": None}
+_ANYWHERE = ("default", None)
+_OF_THE_CALL = ("policy", "policy_id", "include_trace")  # of no candidate's
+
+
+@runtime_checkable
+class Session(Protocol):
+    """What policies ask of the runtime."""
+
+    generation: Any
+    steering: Any
+
+    def local_model(self, name: str | None) -> Any:
+        """The loaded model to run on, after routing; raises where the call belongs elsewhere."""
+        ...
+
+
+class Policies(Library):
+    """Policies in one session.
+
+    Args:
+      session: whose models and generation are used.
+      store, presets: see `Library`.
+
+    Attributes:
+      run_tests: runs generated code with unit tests, see `UnitTestRunner`; one's own may take its place.
+    """
+
+    def __init__(self, session: Session | None = None, store: JsonStore | None = None, presets: JsonStore | None = None):
+        super().__init__(store, presets)
+        self.session = session
+        self.run_tests: UnitTestRunner = run_unit_tests
+
+    # --- run ---
+
+    def run(
+        self,
+        prompt: str,
+        policy: Mapping[str, Any] | None = None,
+        policy_id: str | None = None,
+        model: str = "default",
+        max_new_tokens: int = 128,
+        include_trace: bool = False,
+        *,
+        seed: int | None = None,
+        chat: bool = False,
+    ) -> dict[str, Any]:
+        """Run a policy on a prompt.
+
+        Args:
+          prompt: text to continue; with `chat=True` a user's message, or a list of messages.
+          policy: a mapping of sections and fields, see `mechanex_jax.policy.controls`.
+          policy_id: a saved one instead.
+          model: which loaded model; "default" is the policy's, or else the one loaded last.
+          max_new_tokens: most tokens of a candidate.
+          include_trace: tell of every candidate and round.
+          seed: the same candidates each time; None draws one.
+          chat: wrap the prompt in the model's chat template.
+
+        Returns:
+          output, accepted, score, confidence, latency_ms, tokens (of the output), constraints_ok, verifier_ok, policy_id and
+          trace.
+
+        Raises:
+          ArgumentError: a bad argument or policy, before anything is decoded.
+          NotLocalError: a field that only the hosted API serves.
+        """
+        found = self._resolve(policy, policy_id)
+        return self._outcomes([prompt], [found], model, max_new_tokens, seed, chat)[0].described(include_trace)
+
+    def compare(
+        self,
+        prompt: str,
+        policies: Sequence[Mapping[str, Any]],
+        max_new_tokens: int = 128,
+        *,
+        model: str = "default",
+        seed: int | None = None,
+        chat: bool = False,
+    ) -> dict[str, Any]:
+        """Run several policies on one prompt, with the same seed; returns {"results": [as `run`, with traces]}.
+
+        Raises:
+          ArgumentError: no policies, or as `run`.
+        """
+        if isinstance(policies, (str, Mapping)) or not isinstance(policies, Sequence) or not policies:
+            raise expected("policies", policies, "a list of policies, at least one")
+        found = [self._read(policy, f"policies[{i}]") for i, policy in enumerate(policies)]
+        seed = seeds_of(seed, 1)[0][0]
+        outcomes = self._outcomes([prompt] * len(found), found, model, max_new_tokens, [seed] * len(found), chat)
+        return {"results": [outcome.described(True) for outcome in outcomes]}
+
+    def evaluate(
+        self,
+        prompts: Sequence[str],
+        policy: Mapping[str, Any] | None = None,
+        policy_id: str | None = None,
+        max_new_tokens: int = 128,
+        *,
+        model: str = "default",
+        seed: int | None = None,
+        chat: bool = False,
+        progress: bool | None = None,
+        batch_size: int = MICRO_BATCH,
+    ) -> dict[str, Any]:
+        """Run a policy on many prompts, which decode in batches.
+
+        Args:
+          prompts: at least one.
+          policy, policy_id, model, max_new_tokens, chat: as for `run`.
+          seed: of the first prompt; each further one has a seed of its own that follows from it.
+          progress: show a bar; None does so on a terminal.
+          batch_size: most rows that decode together.
+
+        Returns:
+          num_prompts, success_rate, avg_latency_ms (from the start of all to the end of each), avg_tokens, pass_count,
+          fail_count, outputs (as `run`, in order).
+
+        Raises:
+          ArgumentError: as `run`, or no prompts.
+        """
+        found = self._resolve(policy, policy_id)
+        given = self._prompts(prompts)
+        shown = sys.stderr.isatty() if progress is None else progress
+        outcomes = self._outcomes(given, [found] * len(given), model, max_new_tokens, seed, chat, shown, batch_size)
+        return tuning.evaluation([outcome.described(False) for outcome in outcomes])
+
+    def auto_tune(
+        self,
+        prompts: Sequence[str],
+        base_policy: Mapping[str, Any] | None = None,
+        base_policy_id: str | None = None,
+        search_space: Mapping[str, Sequence[Any]] | None = None,
+        max_trials: int = 24,
+        max_new_tokens: int = 128,
+        *,
+        model: str = "default",
+        seed: int | None = None,
+        chat: bool = False,
+        progress: bool | None = None,
+        batch_size: int = MICRO_BATCH,
+    ) -> dict[str, Any]:
+        """Look for the policy that does best on prompts; see `mechanex_jax.policy.tuning` for how.
+
+        Args:
+          prompts: at least one. With four or more, a quarter of them is held out: no trial sees it, and the best trials are
+            compared on it.
+          base_policy, base_policy_id: where to start; neither is the default policy.
+          search_space: {dotted path of a field: values}, such as {"sampling.temperature": [0.2, 0.7]}; without it the base
+            alone is tried. A setting whose values are right by themselves but not together is passed over.
+          max_trials: most settings to try; a larger grid is sampled so that every value is tried.
+          max_new_tokens, model, chat, progress, batch_size: as for `evaluate`.
+          seed: of the sampling and of every trial's texts.
+
+        Returns:
+          best_policy (without an id: to save it makes a new one), best_trial, trials, and interrupted: Ctrl-C ends the search
+          with what it has, once a trial is complete. A trial has policy, values ({path: value}), num_prompts, success_rate,
+          avg_score, avg_latency_ms, avg_tokens, pass_count, fail_count, and held_out: the figures on the prompts held out,
+          or None.
+
+        Raises:
+          ArgumentError: as `run`; an unknown path, a bad value, no values, or no trials; before anything is decoded.
+        """
+        neither = base_policy is None and base_policy_id is None
+        base = controls.read({}) if neither else self._resolve(base_policy, base_policy_id)
+        given = self._prompts(prompts)
+        integer(1)("max_trials", max_trials)
+        integer(1)("max_new_tokens", max_new_tokens)
+        check_seed(seed)
+        seed = seeds_of(seed, 1)[0][0]
+        shown = sys.stderr.isatty() if progress is None else progress
+
+        def tried(policy: Policy, chosen: Sequence[int]) -> dict[str, Any]:
+            seeds = [row_seed(seed, index) for index in chosen]
+            own = [given[index] for index in chosen]
+            outcomes = self._outcomes(own, [policy] * len(own), model, max_new_tokens, seeds, chat, False, batch_size)
+            return tuning.evaluation([outcome.described(False) for outcome in outcomes])
+
+        session = self._session
+        names, others = [f"prompts[{row}]" for row in range(len(given))], {"max_tokens": max_new_tokens, "chat": chat}
+        rows = Given(None, given, [GenerationConfig()] * len(given), names, [0] * len(given), [0] * len(given))
+
+        def check(policy: Policy) -> None:
+            loaded = session.local_model(self._model_of(policy, model))
+            Driver(session.generation, dataclasses.replace(rows, loaded=loaded), [Plan(policy, others)] * len(given))
+
+        with progress_bar("Tuning", enabled=shown, unit="trials") as report:
+            return tuning.search(base, search_space, max_trials, len(given), seed, tried, report, check)
+
+    # --- for generate ---
+
+    def prepare(self, given: Given) -> Driver:
+        """Rows of `generate` that go through a policy: their own, or one made of their arguments.
+
+        Raises:
+          ArgumentError: an argument and the policy disagree, or as `run`.
+        """
+        plans = [self._plan_of(config, given.loaded) for config in given.configs]
+        seeds = [row_seed(seed, index) for seed, index in zip(given.seeds, given.indices, strict=True)]
+        return Driver(self._session.generation, dataclasses.replace(given, seeds=seeds), plans, self.run_tests)
+
+    def _plan_of(self, config: GenerationConfig, loaded: Any) -> Plan:
+        """A row's policy, with what it leaves out filled by the row's arguments."""
+        named = self.get(config.policy_id) if config.policy_id is not None else config.policy
+        own = {name: getattr(config, name) for name in _DEFAULTS if hasattr(config, name)}
+        fields = dict.fromkeys(merge.FIELDS)
+        if not isinstance(config.steering_vector, (str, Mapping)):  # steering that is ready: no field could hold it
+            del fields["steering_vector"]
+        found = controls.read(merge.merge(named, {name: own[name] for name in fields if name in own}, _DEFAULTS))
+        if found.model.model not in (*_ANYWHERE, loaded.name):
+            wanted = f"{loaded.name!r}, which the call runs on"
+            raise expected("policy.model.model", found.model.model, wanted, "Give it as model=.")
+        others = {name: value for name, value in own.items() if name not in (*fields, *_OF_THE_CALL)}
+        return Plan(found, others, self._steering(found, loaded))
+
+    def _steering(self, policy: Policy, loaded: Any) -> Any:
+        """What steers, where the policy names a method that is not what it would be without; else None.
+
+        Raises:
+          ArgumentError: the stored vector was made by another method.
+        """
+        steering, store = policy.steering, self._session.steering
+        if "method" not in (policy.given.get("steering") or {}):
+            return None
+        if steering.vector_id is not None:
+            made = store.describe(steering.vector_id)["method"]
+            if made in STEERING_METHODS and made != steering.method:
+                raise expected("policy.steering.method", steering.method, f"{made!r}, by which {steering.vector_id} was made")
+        if steering.preset is None or steering.method == PRESETS[steering.preset].method:
+            return None
+        found = store.preset(steering.preset, preset_strength(policy), loaded, steering.method)
+        vector = vector_of(steering)
+        if isinstance(vector, str):
+            return found + store.resolve(vector, loaded).scaled(steering.strength)
+        spec = loaded.model.spec
+        return found if vector is None else found + parse_steering(vector, spec.width, spec.layers).scaled(steering.strength)
+
+    @property
+    def _session(self) -> Session:
+        assert self.session is not None, "the runtime gives every Policies its session"
+        return self.session
+
+    # --- helpers ---
+
+    def _read(self, policy: Any, name: str = "policy") -> Policy:
+        return controls.read(policy, name)
+
+    def _resolve(self, policy: Any, policy_id: str | None) -> Policy:
+        if (policy is None) == (policy_id is None):
+            said = Said("neither" if policy is None else "both")
+            raise expected("policy and policy_id", said, "one of them", "Give a mapping, or the id of a saved policy.")
+        return self._read(policy if policy_id is None else self.get(policy_id))
+
+    @staticmethod
+    def _prompts(prompts: Any) -> list[Any]:
+        if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
+            raise expected("prompts", prompts, "a list of prompts, at least one")
+        return [*prompts]
+
+    def _outcomes(
+        self,
+        prompts: Sequence[Any],
+        policies: Sequence[Policy],
+        model: str | None,
+        max_new_tokens: int,
+        seed: Any,
+        chat: bool,
+        progress: bool = False,
+        batch_size: int = MICRO_BATCH,
+    ) -> list[Outcome]:
+        """Each prompt under its policy; those of one model in step."""
+        integer(1)("max_new_tokens", max_new_tokens)
+        integer(1)("batch_size", batch_size)
+        seeds = [row_seed(*pair) for pair in zip(*seeds_of(seed, len(prompts)), strict=True)]
+        session = self._session
+        others = {"max_tokens": max_new_tokens, "chat": chat}
+        groups: dict[int, tuple[Any, list[int]]] = {}
+        for row, policy in enumerate(policies):
+            loaded = session.local_model(self._model_of(policy, model))
+            groups.setdefault(id(loaded), (loaded, []))[1].append(row)
+        names = [f"prompts[{row}]" if len(prompts) > 1 else "prompt" for row in range(len(prompts))]
+        configs = [GenerationConfig()] * len(prompts)  # the driver's plans say
+        given = Given(None, prompts, configs, names, seeds, [0] * len(prompts))
+        drivers = []
+        for loaded, rows in groups.values():
+            distinct = {id(policies[row]): policies[row] for row in rows}
+            plans = {key: Plan(policy, others, self._steering(policy, loaded)) for key, policy in distinct.items()}
+            own = dataclasses.replace(given.take(rows), loaded=loaded)
+            chosen = [plans[id(policies[row])] for row in rows]
+            drivers.append((rows, Driver(session.generation, own, chosen, self.run_tests)))
+        found: dict[int, Outcome] = {}
+        with progress_bar("Running", enabled=progress, unit="prompts") as report:
+
+            def done(row: int, outcome: Outcome) -> None:
+                nonlocal finished
+                finished += 1
+                report(finished, len(prompts))
+
+            finished = 0
+            for rows, driver in drivers:
+                found |= dict(zip(rows, driver.outcomes(micro_batch=batch_size, on_done=done), strict=True))
+        return [found[row] for row in range(len(prompts))]
+
+    @staticmethod
+    def _model_of(policy: Policy, model: str | None) -> str | None:
+        """The name of the model to run on, None being the one loaded last."""
+        named = {name for name in (policy.model.model, model) if name not in _ANYWHERE}
+        if len(named) > 1:
+            raise expected("model", model, f"{policy.model.model!r}, as the policy's model.model", "Leave one of them out.")
+        return next(iter(named), None)

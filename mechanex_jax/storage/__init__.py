@@ -1,0 +1,1 @@
+"""Files of the library: folders, atomic writes, and stores of JSON records."""
