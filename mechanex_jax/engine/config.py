@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mechanex_jax.edits import Scope, scope
-from mechanex_jax.engine.methods import METHODS, Method, method
+from mechanex_jax.engine.methods import METHODS, SamplingMethod, method
 from mechanex_jax.errors import Said, expected
 from mechanex_jax.validation import Check, flag, integer, number, text
 
@@ -123,7 +123,7 @@ class GenerationConfig:
         return any(getattr(self, name) != getattr(GenerationConfig, name) for name in _OF_POLICIES)
 
     @property
-    def method(self) -> Method:
+    def method(self) -> SamplingMethod:
         return method(self.sampling_method)
 
     @property

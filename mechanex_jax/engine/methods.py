@@ -19,7 +19,7 @@ NEUTRAL = {"temperature": 1.0, "top_k": 2**31 - 1, "top_p": 1.0, "min_p": 0.0, "
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class SamplingMethod:
     """Attributes:
     name: as the user writes it.
     reads: arguments with default None that the method uses; any other such argument is refused.
@@ -69,22 +69,22 @@ _DRAFT = frozenset({"draft_model"})
 METHODS = {
     method.name: method
     for method in (
-        Method("greedy", _DRAFT, lambda row: {"temperature": 0.0}, _ONE_BY_ONE, "argmax"),
-        Method("top-k", _DRAFT, _top_k, _ONE_BY_ONE, "Fan et al. 2018, arXiv 1805.04833"),
-        Method("top-p", _DRAFT, _top_p, _ONE_BY_ONE, "Holtzman et al. 2019, arXiv 1904.09751"),
-        Method("min-p", _DRAFT | {"min_p"}, _min_p, _ONE_BY_ONE, "Nguyen et al. 2024, arXiv 2407.01082"),
-        Method("typical", _DRAFT | {"typical_p"}, _typical, _ONE_BY_ONE, "Meister et al. 2022, arXiv 2202.00666"),
-        Method("ads", _ADS, _temperature, _ONE_BY_ONE, "ours; Chen et al. 2018, arXiv 1709.05135", subset=_subset),
-        Method("constrained-beam-search", loop="beam", source="score = sum of log p / length ** length_penalty"),
-        Method("guided-generation", _DRAFT, _top_p, _ONE_BY_ONE, "top-p under a constraint", constrained=True),
-        Method("speculative-decoding", _DRAFT, _top_k, "speculative", "arXiv 2211.17192, 2302.01318; drawn as top-k"),
-        Method("ensemble-sampling", frozenset({"ensemble_models"}), _top_p, "ensemble", "drawn as top-p"),
+        SamplingMethod("greedy", _DRAFT, lambda row: {"temperature": 0.0}, _ONE_BY_ONE, "argmax"),
+        SamplingMethod("top-k", _DRAFT, _top_k, _ONE_BY_ONE, "Fan et al. 2018, arXiv 1805.04833"),
+        SamplingMethod("top-p", _DRAFT, _top_p, _ONE_BY_ONE, "Holtzman et al. 2019, arXiv 1904.09751"),
+        SamplingMethod("min-p", _DRAFT | {"min_p"}, _min_p, _ONE_BY_ONE, "Nguyen et al. 2024, arXiv 2407.01082"),
+        SamplingMethod("typical", _DRAFT | {"typical_p"}, _typical, _ONE_BY_ONE, "Meister et al. 2022, arXiv 2202.00666"),
+        SamplingMethod("ads", _ADS, _temperature, _ONE_BY_ONE, "ours; Chen et al. 2018, arXiv 1709.05135", subset=_subset),
+        SamplingMethod("constrained-beam-search", loop="beam", source="score = sum of log p / length ** length_penalty"),
+        SamplingMethod("guided-generation", _DRAFT, _top_p, _ONE_BY_ONE, "top-p under a constraint", constrained=True),
+        SamplingMethod("speculative-decoding", _DRAFT, _top_k, "speculative", "arXiv 2211.17192, 2302.01318; drawn as top-k"),
+        SamplingMethod("ensemble-sampling", frozenset({"ensemble_models"}), _top_p, "ensemble", "drawn as top-p"),
     )
 }
 ALIASES = {"adaptive-determinantal-sampling": "ads", "ssd": "speculative-decoding"}
 
 
-def method(name: Any) -> Method:
+def method(name: Any) -> SamplingMethod:
     """The method of this name.
 
     Raises:
