@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import mechanex_jax as mx
-from mechanex_jax.loops import Pace, decode, prompt_lookup, speculative_decode
+from mechanex_jax.loops import DraftLengthController, decode, prompt_lookup, speculative_decode
 
 from .speculative_texts import TASKS
 
@@ -39,7 +39,7 @@ def seconds(call) -> tuple[float, Any]:
 
 def measure(loaded: Any, peer: Any, batch: int, steps: int, new: int, repeats: int) -> None:
     """One table; costs are kept from text to text, as they are between the calls of a session."""
-    tokenizer, pace, ratios = loaded.tokenizer, Pace(steps), {}
+    tokenizer, controller, ratios = loaded.tokenizer, DraftLengthController(steps), {}
     print(f"\nbatch {batch}, at most {steps} drafted")
     print(
         "text               | tokens | plain tok/s | ours | ratio | predicted | tokens/round | accepted | same | HF -> assisted"
@@ -55,7 +55,7 @@ def measure(loaded: Any, peer: Any, batch: int, steps: int, new: int, repeats: i
             return decode(*given, **arguments)
 
         def ours(given=given, arguments=arguments):
-            return speculative_decode(*given, drafter=prompt_lookup(), pace=pace, **arguments)
+            return speculative_decode(*given, drafter=prompt_lookup(), draft_length=controller, **arguments)
 
         def theirs(prompts=prompts, **extra: Any) -> int:
             assert peer is not None
@@ -79,7 +79,7 @@ def measure(loaded: Any, peer: Any, batch: int, steps: int, new: int, repeats: i
         ratios[name] = statistics.median(a / b for a, b in pairs)
         share = float(stats.verified.sum() / stats.rounds.sum())
         per_round = float(stats.tokens.sum() / stats.rounds.sum())
-        predicted = per_round / (1 + share * pace.price(steps))
+        predicted = per_round / (1 + share * controller.price(steps))
         theirs_s = " -> ".join(f"{statistics.median(column):.1f}" for column in zip(*peers, strict=True)) or "-"
         total = int(stats.tokens.sum())
         print(
@@ -91,7 +91,7 @@ def measure(loaded: Any, peer: Any, batch: int, steps: int, new: int, repeats: i
     for kind in ("summary", "code", "json", "prose"):
         own = [ratio for name, ratio in ratios.items() if name.startswith(kind)]
         print(f"{kind}: {statistics.geometric_mean(own):.2f} times plain decoding on average, {min(own):.2f} at least")
-    costs = {s: round(1 + pace.price(s), 2) for s in sorted(pace.costs) if s}
+    costs = {s: round(1 + controller.price(s), 2) for s in sorted(controller.costs) if s}
     print(f"a verified round costs, in plain steps, by drafted tokens: {costs}", flush=True)
 
 

@@ -36,7 +36,7 @@ class LoadedModel:
       fingerprint: identifies weights and configuration.
       folder: where the files are.
       device: the jax.Device that holds the weights.
-      paces: what speculation has measured, by batch size and draft (see `loops.Pace`).
+      draft_lengths: what speculation has measured, by batch size and draft (see `loops.DraftLengthController`).
     """
 
     name: str
@@ -46,7 +46,7 @@ class LoadedModel:
     fingerprint: str = dataclasses.field(repr=False)
     folder: Path
     device: Any
-    paces: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    draft_lengths: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def bytes(self) -> int:

@@ -95,11 +95,11 @@ def _speculate(batch: Batch) -> Iterator[Any]:
     arguments = batch.arguments()
     # What rounds cost is known from earlier calls of this size.
     kind = (len(arguments["prompt_lengths"]), partners[0].fingerprint if partners else None, config.speculative_steps)
-    pace = batch.loaded.paces.setdefault(kind, loops.Pace(config.speculative_steps))
+    controller = batch.loaded.draft_lengths.setdefault(kind, loops.DraftLengthController(config.speculative_steps))
     with jax.default_device(batch.loaded.device):
         program, carry = loops.speculative_start(drafter=drafter, **arguments)
     yield carry
-    yield from loops.speculative_advance(program, carry, pace)
+    yield from loops.speculative_advance(program, carry, controller)
 
 
 def _speculative(batch: Batch) -> list[Completion]:

@@ -13,7 +13,7 @@ from mechanex_jax.loops.autoregressive import (
     start,
 )
 from mechanex_jax.loops.beam import BeamResult, beam_decode
-from mechanex_jax.loops.draft_length import Pace
+from mechanex_jax.loops.draft_length import DraftLengthController
 from mechanex_jax.loops.drafters import Drafter, Proposal, model_drafter, prompt_lookup
 from mechanex_jax.loops.ensemble import Ensemble, ensemble_decode, ensemble_model
 from mechanex_jax.loops.forward import ForwardOutput, forward
@@ -32,11 +32,11 @@ __all__ = [
     "BeamResult",
     "Carry",
     "DecodeResult",
+    "DraftLengthController",
     "Drafter",
     "Ensemble",
     "FinishReason",
     "ForwardOutput",
-    "Pace",
     "Program",
     "Proposal",
     "SpeculationStats",

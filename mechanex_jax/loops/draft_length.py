@@ -13,21 +13,21 @@ import statistics
 
 from mechanex_jax.errors import expected
 
-MOST = 8  # drafted tokens: verifying costs more with each, and few texts repeat themselves for longer
+MAX_DRAFTED = 8  # drafted tokens: verifying costs more with each, and few texts repeat themselves for longer
 _DEPTHS = (0, 1, 2, 4, 8)
-_MEMORY = 24.0  # rounds after which what they brought counts 1 / e
-_GAIN = 1.03  # a change has to promise that much
-_NEW_GAIN = 1.15  # one to a number that was never used has to pay for compiling a loop, too
+DECAY_ROUNDS = 24.0  # rounds after which what they brought counts 1 / e
+MIN_GAIN = 1.03  # a change has to promise that much
+MIN_GAIN_UNTRIED = 1.15  # one to a number that was never used has to pay for compiling a loop, too
 _PROBE_ROWS = 8  # rows x rounds to look at before a decision
 _TIMED_ROUNDS = 8  # of the first chunk that a cost is measured by: to start and end a chunk takes time, too
-_SURE = 3  # measurements of a cost, whose median one hiccup does not move
+TRUSTED_MEASUREMENTS = 3  # measurements of a cost, whose median one hiccup does not move
 _CHUNK_SECONDS = 0.25
 _LONGEST_CHUNK = 32
 _FIRST_PATIENCE, _LAST_PATIENCE = 32, 256  # plain rounds between two tries of drafting
 _UNMEASURED_PRICE = 1.0  # what verifying costs above a plain step, in plain steps, where nothing is known yet
 
 
-class Pace:
+class DraftLengthController:
     """Measurements of one model and drafter at one batch size, and the choices that follow from them.
 
     One object may serve many calls, one after another: costs are kept, acceptance starts anew with each.
@@ -42,8 +42,8 @@ class Pace:
     """
 
     def __init__(self, steps: int = 4, adaptive: bool = True):
-        if isinstance(steps, bool) or steps not in range(MOST + 1):
-            raise expected("steps", steps, f"0 to {MOST} drafted tokens a round")
+        if isinstance(steps, bool) or steps not in range(MAX_DRAFTED + 1):
+            raise expected("steps", steps, f"0 to {MAX_DRAFTED} drafted tokens a round")
         self.steps, self.adaptive = steps, bool(adaptive)
         self._choices = (*(depth for depth in _DEPTHS if depth < steps), steps)
         # Drafted tokens -> the latest seconds per verified round (0: per plain one); the first is not to be trusted.
@@ -89,7 +89,7 @@ class Pace:
             plain = self.cost(0) if self._known() else 0.0
             self._measure(steps, max(seconds - (rounds - verified) * plain, 0.5 * seconds * verified / rounds) / verified)
         self._looked += row_rounds
-        decay = math.exp(-rounds / _MEMORY)
+        decay = math.exp(-rounds / DECAY_ROUNDS)
         new = (row_rounds, with_proposal, tested, accepted, rounds, verified)
         old = (self._rounds, self._with_proposal, self._tested, self._accepted, self._turns, self._verified)
         now = [decay * o + n for o, n in zip(old, new, strict=True)]
@@ -112,7 +112,7 @@ class Pace:
         if not {0, steps} <= known.keys():
             return _UNMEASURED_PRICE
         # One slow chunk must not end all proposals, for without any nothing is measured again.
-        most = math.inf if len(self.costs[steps]) > _SURE else _UNMEASURED_PRICE
+        most = math.inf if len(self.costs[steps]) > TRUSTED_MEASUREMENTS else _UNMEASURED_PRICE
         return min(max(known[steps] / known[0] - 1.0, 0.0), most)
 
     def choose(self, rows: int) -> tuple[int, int]:
@@ -168,7 +168,7 @@ class Pace:
         def worth(steps: int) -> float:
             if steps == now:
                 return speed[steps]
-            return speed[steps] / (_GAIN if steps in self.costs else _NEW_GAIN)
+            return speed[steps] / (MIN_GAIN if steps in self.costs else MIN_GAIN_UNTRIED)
 
         return max(speed, key=worth)
 

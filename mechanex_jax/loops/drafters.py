@@ -24,9 +24,9 @@ _DRAFT = 0x0D4AF7  # sets a draft's random numbers apart from the target's; `dra
 _WINDOW = 64  # tokens that a draft model reads at a time when it catches up
 # How many of 8 tokens proposed behind a match of 1, 2, 3, and 4 or more tokens were accepted, in summaries, code edits, JSON
 # and prose by the default model; what a row's own proposals bring outweighs it soon.
-_USUAL = (0.4, 1.5, 2.5, 6.0)
-_BELIEF = 2.0  # proposals that this weighs like
-_FADING = 0.9  # of what an earlier proposal has brought, at each that follows
+PRIOR_ACCEPTED = (0.4, 1.5, 2.5, 6.0)
+PRIOR_WEIGHT = 2.0  # proposals that this weighs like
+DECAY = 0.9  # of what an earlier proposal has brought, at each that follows
 
 
 class Proposal(NamedTuple):
@@ -195,8 +195,8 @@ class PromptLookup:
     capture = ()
 
     def init(self, carry: Carry) -> Yield:
-        usual = jnp.broadcast_to(jnp.array(_USUAL, jnp.float32), (len(carry.finish), len(_USUAL)))
-        return Yield(_BELIEF * usual, jnp.full_like(usual, _BELIEF), jnp.full_like(carry.finish, -1))
+        usual = jnp.broadcast_to(jnp.array(PRIOR_ACCEPTED, jnp.float32), (len(carry.finish), len(PRIOR_ACCEPTED)))
+        return Yield(PRIOR_WEIGHT * usual, jnp.full_like(usual, PRIOR_WEIGHT), jnp.full_like(carry.finish, -1))
 
     def follow(self, state: Yield, carry: Carry) -> Yield:
         return state
@@ -206,7 +206,7 @@ class PromptLookup:
         running = carry.finish == FinishReason.RUNNING
         room = jnp.arange(steps) < (carry.max_new - carry.generated)[:, None]
         some = running & (size > 0)
-        kind = jnp.where(some, jnp.minimum(size, len(_USUAL)) - 1, -1)
+        kind = jnp.where(some, jnp.minimum(size, len(PRIOR_ACCEPTED)) - 1, -1)
         # All rows wait for the verification of one: it is worth it if, together, they can expect to gain from it.
         expected = jnp.minimum(state.brought / state.tries, 0.8 * steps)
         gain = jnp.where(
@@ -217,10 +217,10 @@ class PromptLookup:
         return state._replace(now=jnp.where(worth, kind, -1)), Proposal(found, None)
 
     def commit(self, state: Yield, carry: Carry, kept: jax.Array, captured: dict[str, jax.Array]) -> Yield:
-        mine = jnp.arange(len(_USUAL)) == state.now[:, None]
+        mine = jnp.arange(len(PRIOR_ACCEPTED)) == state.now[:, None]
         accepted = jnp.maximum(kept - 1, 0).astype(jnp.float32)[:, None]
-        brought = jnp.where(mine, _FADING * state.brought + accepted, state.brought)
-        return Yield(brought, jnp.where(mine, _FADING * state.tries + 1.0, state.tries), state.now)
+        brought = jnp.where(mine, DECAY * state.brought + accepted, state.brought)
+        return Yield(brought, jnp.where(mine, DECAY * state.tries + 1.0, state.tries), state.now)
 
     def _continuation(self, tokens: jax.Array, last: jax.Array, steps: int) -> tuple[jax.Array, jax.Array]:
         """What follows the longest, then the first, earlier occurrence of the n-gram that ends at `last`, and its length."""

@@ -24,7 +24,7 @@ from mechanex_jax import rows
 from mechanex_jax.errors import expected
 from mechanex_jax.loops import autoregressive
 from mechanex_jax.loops.autoregressive import Carry, DecodeResult, FinishReason, Program, append, decode_chunk, standing
-from mechanex_jax.loops.draft_length import MOST, Pace
+from mechanex_jax.loops.draft_length import MAX_DRAFTED, DraftLengthController
 from mechanex_jax.loops.drafters import Drafter, Proposal
 from mechanex_jax.loops.stop_strings import StopTable
 from mechanex_jax.transforms.base import apply_rows
@@ -252,29 +252,35 @@ def speculative_start(
         raise expected(
             "drafter", f"a vocabulary of {draft_size}", f"the target's, of {size}", "Draft with a model of its family."
         )
-    arguments.setdefault("spare", MOST)
+    arguments.setdefault("spare", MAX_DRAFTED)
     target, base = autoregressive.start(model, prompt_tokens, prompt_lengths, transform, **arguments)
     drafter = jax.device_put(rows.broadcast_rows(drafter, len(base.finish)))
     draft, zeros = _begin(drafter, base)
     return SpeculativeProgram(target, drafter), SpeculativeCarry(base, draft, *zeros)
 
 
-def speculative_advance(program: SpeculativeProgram, carry: SpeculativeCarry, pace: Pace) -> Iterator[SpeculativeCarry]:
-    """Run to the end in chunks of about a quarter of a second, yielding the carry after each; `pace` sets what they do."""
-    pace.begin()
+def speculative_advance(
+    program: SpeculativeProgram, carry: SpeculativeCarry, controller: DraftLengthController
+) -> Iterator[SpeculativeCarry]:
+    """Run to the end in chunks of about a quarter of a second, yielding the carry after each.
+
+    Args:
+      controller: chooses how many tokens each chunk drafts, and is told what it cost and brought.
+    """
+    controller.begin()
     before = _counts(carry)
     while autoregressive.running(carry):
         live = int(np.sum(np.asarray(carry.finish) == FinishReason.RUNNING))
-        steps, until = pace.choose(live)
+        steps, until = controller.choose(live)
         begun = time.perf_counter()
-        carry = _chunk(_priced(program, pace.price(steps)), carry, until, steps)
+        carry = _chunk(_priced(program, controller.price(steps)), carry, until, steps)
         autoregressive.running(carry)
         seconds = time.perf_counter() - begun
         after = _counts(carry)
         new = after - before
         before = after
         turns, verified = (int(count.max(initial=0)) for count in new[:2])
-        pace.record(steps, seconds, turns, verified, *(int(count) for count in new[[0, 2, 3, 4]].sum(axis=1)))
+        controller.record(steps, seconds, turns, verified, *(int(count) for count in new[[0, 2, 3, 4]].sum(axis=1)))
         yield carry
 
 
@@ -306,7 +312,7 @@ def speculative_decode(
     drafter: Drafter | Any,
     steps: int = 4,
     adaptive: bool = True,
-    pace: Pace | None = None,
+    draft_length: DraftLengthController | None = None,
     edits: Any = None,
     stops: StopTable | None = None,
     key: jax.Array,
@@ -330,8 +336,8 @@ def speculative_decode(
       drafter: from `model_drafter` or `prompt_lookup`, or one's own `Drafter`.
       steps: tokens drafted a round, at most 8; 0 is plain decoding.
       adaptive: draft less, or nothing, by measured acceptance and cost.
-      pace: what was measured in earlier calls of this batch size with this model and drafter; it brings its own `steps` and
-        `adaptive`. None: measure anew.
+      draft_length: a controller with the measurements of earlier calls of this batch size, model and drafter; it brings its
+        own `steps` and `adaptive`. None: measure anew.
       capacity: cache positions; 9 more are needed than prompt and max_new_tokens take.
       model, prompt_tokens, prompt_lengths, transform, edits, stops, key, max_new_tokens, eos_ids, pad_id: as for `decode`. The
         edits act on the target; a draft model has its own.
@@ -342,7 +348,7 @@ def speculative_decode(
     Raises:
       ArgumentError: shapes that don't fit each other, or a draft model of another vocabulary.
     """
-    pace = Pace(steps, adaptive) if pace is None else pace
+    controller = DraftLengthController(steps, adaptive) if draft_length is None else draft_length
     program, carry = speculative_start(
         model,
         prompt_tokens,
@@ -357,6 +363,6 @@ def speculative_decode(
         capacity=capacity,
         pad_id=pad_id,
     )
-    for latest in speculative_advance(program, carry, pace):
+    for latest in speculative_advance(program, carry, controller):
         carry = latest
     return autoregressive.result(carry.base, pad_id), speculative_stats(carry)

@@ -11,7 +11,7 @@ import pytest
 from positional_toy import positional
 
 import mechanex_jax as mx
-from mechanex_jax.loops import Pace, prompt_lookup, speculative_start
+from mechanex_jax.loops import DraftLengthController, prompt_lookup, speculative_start
 
 
 def continuation(tokens: list[int], steps: int, longest: int, shortest: int) -> list[int]:
@@ -69,44 +69,46 @@ def test_matches_are_proposed_only_where_together_they_have_paid_for_their_verif
 
 def test_what_verifying_costs_is_told_from_rounds_that_are_plain():
     """Five of nine rounds verify, at three plain steps each."""
-    pace = Pace(4)
+    controller = DraftLengthController(4)
     for _ in range(3):
-        pace.record(0, 8 * 0.03, 8, 0, 8, 0, 0, 0)
-    assert pace.price(4) == 1.0  # as long as nothing is known
+        controller.record(0, 8 * 0.03, 8, 0, 8, 0, 0, 0)
+    assert controller.price(4) == 1.0  # as long as nothing is known
     for _ in range(4):
-        pace.record(4, 5 * 0.09 + 4 * 0.03, 9, 5, 9, 5, 8, 6)
-    assert pace.cost(4) == pytest.approx(0.09) and pace.price(4) == pytest.approx(2.0)
+        controller.record(4, 5 * 0.09 + 4 * 0.03, 9, 5, 9, 5, 8, 6)
+    assert controller.cost(4) == pytest.approx(0.09) and controller.price(4) == pytest.approx(2.0)
     for _ in range(5):  # one round of nine: what a hiccup in the others adds is not counted
-        pace.record(4, 0.09 + 8 * 0.04, 9, 1, 9, 1, 3, 2)
-    assert pace.cost(4) == pytest.approx(0.09)
-    assert Pace(4, adaptive=False).price(4) == 0.0
+        controller.record(4, 0.09 + 8 * 0.04, 9, 1, 9, 1, 3, 2)
+    assert controller.cost(4) == pytest.approx(0.09)
+    assert DraftLengthController(4, adaptive=False).price(4) == 0.0
 
 
 def test_slow_beginnings_do_not_end_all_proposals():
     """As measured: chunks of a new process that take long, one with a single verified round, one with a hiccup."""
-    pace = Pace(4)
+    controller = DraftLengthController(4)
     for seconds in (1.0, 0.35):
-        pace.record(0, seconds, 8, 0, 64, 0, 0, 0)
-    pace.record(4, 1.5, 2, 2, 16, 16, 64, 64)
-    pace.record(4, 0.4, 4, 1, 32, 8, 24, 16)
-    assert pace.price(4) == 1.0
-    pace.record(4, 1.0, 4, 4, 32, 32, 128, 128)
-    assert pace.price(4) == 1.0
+        controller.record(0, seconds, 8, 0, 64, 0, 0, 0)
+    controller.record(4, 1.5, 2, 2, 16, 16, 64, 64)
+    controller.record(4, 0.4, 4, 1, 32, 8, 24, 16)
+    assert controller.price(4) == 1.0
+    controller.record(4, 1.0, 4, 4, 32, 32, 128, 128)
+    assert controller.price(4) == 1.0
     for _ in range(4):
-        pace.record(4, 0.4, 4, 4, 32, 32, 128, 128)
-    assert 1.2 < pace.price(4) < 1.4
+        controller.record(4, 0.4, 4, 4, 32, 32, 128, 128)
+    assert 1.2 < controller.price(4) < 1.4
 
 
-def simulate(pace: Pace, costs, accept, rows: int = 1, tokens: int = 400, overhead: float = 0.0) -> float:
+def simulate(
+    controller: DraftLengthController, costs, accept, rows: int = 1, tokens: int = 400, overhead: float = 0.0
+) -> float:
     """Seconds until every row has its tokens, at an acceptance rate accept(tokens so far) and seconds costs[steps] a round.
 
     A chunk takes `overhead` seconds besides.
     """
     rng = np.random.default_rng(0)
-    pace.begin()
+    controller.begin()
     done, seconds = np.zeros(rows), 0.0
     while (done < tokens).any():
-        steps, rounds = pace.choose(int((done < tokens).sum()))
+        steps, rounds = controller.choose(int((done < tokens).sum()))
         counts, spent, turns = np.zeros(4, int), overhead, 0
         for _ in range(rounds):
             live = done < tokens
@@ -121,16 +123,16 @@ def simulate(pace: Pace, costs, accept, rows: int = 1, tokens: int = 400, overhe
                 counts += [1, steps > 0, min(run + 1, steps), run]
                 done[row] += run + 1
         seconds += spent
-        pace.record(steps, spent, turns, turns if steps else 0, *counts.tolist())
+        controller.record(steps, spent, turns, turns if steps else 0, *counts.tolist())
     return seconds
 
 
 @pytest.mark.parametrize("rows", [1, 8])
 def test_what_a_chunk_costs_by_itself_is_not_taken_for_the_cost_of_its_rounds(rows):
-    pace, costs = Pace(4), {0: 0.03, 1: 0.06, 2: 0.06, 4: 0.06}
+    controller, costs = DraftLengthController(4), {0: 0.03, 1: 0.06, 2: 0.06, 4: 0.06}
     for _ in range(3):
-        simulate(pace, costs, lambda n: 0.95, rows, 100, overhead=0.03)
-    assert 0.75 < pace.price(4) < 1.05
+        simulate(controller, costs, lambda n: 0.95, rows, 100, overhead=0.03)
+    assert 0.75 < controller.price(4) < 1.05
 
 
 SINGLE = {0: 1.0, 1: 1.3, 2: 1.4, 4: 1.5, 8: 1.9}  # seconds a round at batch 1 and 8, in plain steps
@@ -142,9 +144,9 @@ BATCH = {0: 1.0, 1: 1.5, 2: 1.8, 4: 2.35, 8: 3.8}
 def test_drafts_that_are_refused_cost_a_tenth_at_most(costs, rows, scale):
     costs = {steps: cost * scale for steps, cost in costs.items()}
     for accept in (0.0, 0.1):
-        pace = Pace()
-        simulate(pace, costs, lambda n: accept, rows)  # noqa: B023
-        assert simulate(pace, costs, lambda n: accept, rows) < 400 * costs[0] / 0.9  # noqa: B023
+        controller = DraftLengthController()
+        simulate(controller, costs, lambda n: accept, rows)  # noqa: B023
+        assert simulate(controller, costs, lambda n: accept, rows) < 400 * costs[0] / 0.9  # noqa: B023
 
 
 @pytest.mark.parametrize("accept", [0.6, 0.8, 0.95])
@@ -152,24 +154,24 @@ def test_drafts_that_are_refused_cost_a_tenth_at_most(costs, rows, scale):
 @pytest.mark.parametrize("most", [4, 8])
 def test_the_speed_is_within_a_tenth_of_the_best_fixed_number(accept, costs, rows, most):
     costs = {steps: cost * 0.03 for steps, cost in costs.items() if steps <= most}
-    best = min(simulate(Pace(steps, adaptive=False), costs, lambda n: accept, rows, 600) for steps in costs)
-    pace = Pace(most)
-    simulate(pace, costs, lambda n: accept, rows, 600)
-    assert simulate(pace, costs, lambda n: accept, rows, 600) < 1.1 * best
+    best = min(simulate(DraftLengthController(steps, adaptive=False), costs, lambda n: accept, rows, 600) for steps in costs)
+    controller = DraftLengthController(most)
+    simulate(controller, costs, lambda n: accept, rows, 600)
+    assert simulate(controller, costs, lambda n: accept, rows, 600) < 1.1 * best
 
 
 def test_drafting_is_tried_again_when_the_text_changes():
     costs = {steps: cost * 0.03 for steps, cost in SINGLE.items()}
-    half = simulate(Pace(), costs, lambda n: 0.0 if n < 200 else 0.95)
+    half = simulate(DraftLengthController(), costs, lambda n: 0.0 if n < 200 else 0.95)
     assert half < 0.85 * 400 * costs[0]
 
 
 @pytest.mark.parametrize("most", [1, 3, 4, 6, 8])
 def test_few_numbers_of_drafted_tokens_are_ever_used_and_none_above_the_one_asked_for(most):
-    used, costs = Pace(most), {s: 0.03 * (1 + 0.1 * s) for s in range(9)}
+    used, costs = DraftLengthController(most), {s: 0.03 * (1 + 0.1 * s) for s in range(9)}
     for accept in (0.0, 0.5, 0.99):
         simulate(used, costs, lambda n: accept)  # noqa: B023
     assert most in used.costs and set(used.costs) <= {0, 1, 2, 4, 8, most} and max(used.costs) == most
-    fixed = Pace(2, adaptive=False)
+    fixed = DraftLengthController(2, adaptive=False)
     simulate(fixed, SINGLE, lambda n: 0.5)
     assert set(fixed.costs) == {2}
