@@ -77,9 +77,9 @@ def ours_compiled(kind: str, source: Any, target: compiler.Target) -> tuple[floa
     forget_parts()
     front = compiler.FRONT_ENDS[kind]
     begun = time.perf_counter()
-    network = front.network(front.read(source, False))
+    pushdown = front.compile(front.read(source, False))
     read = time.perf_counter()
-    built = build.build(network, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
+    built = build.build(pushdown, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
     made = time.perf_counter()
     jax.block_until_ready(jax.device_put(arena([built], target.vocabulary)))
     return read - begun, made - read, time.perf_counter() - made, built

@@ -26,15 +26,15 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from schema_tools import reorder
 
 
-def verdict(network: Any, schema: Any, instance: Any) -> bool:
+def verdict(pushdown: Any, schema: Any, instance: Any) -> bool:
     text = json.dumps(reorder(schema, instance), separators=(",", ":"), ensure_ascii=False)
-    matcher = Matcher(network)
+    matcher = Matcher(pushdown)
     return matcher.feed(text.encode()) and matcher.accepts()
 
 
 def outcome(schema: Any, tests: list[dict[str, Any]]) -> list[str]:
     try:
-        network = json_schema.network(schema)
+        pushdown = json_schema.pushdown_automaton(schema)
     except ConstraintError as error:
         if "No value satisfies" not in str(error):
             return ["refused"] * len(tests)
@@ -45,7 +45,7 @@ def outcome(schema: Any, tests: list[dict[str, Any]]) -> list[str]:
         (True, False): "falsely accepted",
         (False, True): "falsely rejected",
     }
-    return [names[verdict(network, schema, test["data"]), test["valid"]] for test in tests]
+    return [names[verdict(pushdown, schema, test["data"]), test["valid"]] for test in tests]
 
 
 def main() -> None:

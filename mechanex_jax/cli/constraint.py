@@ -47,12 +47,12 @@ def check(
         kind, source = "grammar", text_file(file)
     front = compiler.FRONT_ENDS[kind]
     begun = time.perf_counter()
-    network = front.network(front.read(source, False))
+    pushdown = front.compile(front.read(source, False))
     seconds = time.perf_counter() - begun
     checkpoint = checkpoints.resolve(model, progress=sys.stderr.isatty())
     target = compiler.Target.of(checkpoint.tokenizer())
     # Past the cache: the time is what is asked for.
-    found = build.build(network, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
+    found = build.build(pushdown, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
     stats = {name: value for name, value in found.stats.items() if name not in ("seconds", "minimum")}
     report = {
         "kind": kind,

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.compiled import Compiled
 from mechanex_jax.constraints.token_index import build
 from mechanex_jax.tokenization.vocabulary import Vocabulary
@@ -33,7 +33,7 @@ _lock = threading.Lock()
 def cached(
     kind: str,
     source: str,
-    make: Callable[[], Network],
+    make: Callable[[], PushdownAutomaton],
     vocabulary: Vocabulary,
     *,
     eos_ids: Sequence[int],
@@ -46,7 +46,7 @@ def cached(
     Args:
       kind: which front end reads it.
       source: the constraint in one spelling, with the front end's options: equal sources are the same constraint.
-      make: gives its network; called only if it has not been compiled before.
+      make: gives its automaton; called only if it has not been compiled before.
       vocabulary, eos_ids, logits, limits: see `tables.build`.
       folder: where compiled constraints are kept; None keeps none. What cannot be read there is made anew.
 
@@ -60,10 +60,10 @@ def cached(
         found = _memory.pop(key, None)
     if found is None and folder is not None:
         held = _load(folder / f"{key}.tables")
-        found = None if held is None else Compiled(_network(held), vocabulary, held)
+        found = None if held is None else Compiled(_pushdown(held), vocabulary, held)
     if found is None:
-        network = make()
-        found = Compiled(network, vocabulary, build.build(network, vocabulary, eos_ids=eos_ids, logits=size, limits=limits))
+        pushdown = make()
+        found = Compiled(pushdown, vocabulary, build.build(pushdown, vocabulary, eos_ids=eos_ids, logits=size, limits=limits))
         if folder is not None:
             _save(folder, key, found.tables)
     _remember(key, found)
@@ -84,10 +84,10 @@ def _remember(key: str, compiled: Compiled) -> None:
             held -= _memory.popitem(last=False)[1].tables.bytes
 
 
-def _network(held: build.Tables) -> Network:
-    """The network that tables were built from; its rules' names are not kept."""
+def _pushdown(held: build.Tables) -> PushdownAutomaton:
+    """The automaton that tables were built from; its rules' names are not kept."""
     rule = np.zeros(len(held.label), np.int32)
-    return Network(
+    return PushdownAutomaton(
         held.classes, held.target, held.push, held.stay, held.label, held.returns, rule, ("the constraint",), held.start
     )
 

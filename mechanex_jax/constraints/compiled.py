@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import Matcher, Network
+from mechanex_jax.constraints.automata.pushdown import Matcher, PushdownAutomaton
 from mechanex_jax.constraints.token_index.build import Tables
 from mechanex_jax.constraints.token_index.trie import tries_of
 from mechanex_jax.constraints.token_index.trie_walk import Moves, Walker
@@ -21,12 +21,12 @@ class Compiled:
     """One constraint for one vocabulary.
 
     Attributes:
-      network: what the text has to match.
+      pushdown: what the text has to match.
       vocabulary: the tokenizer's.
       tables: both together, as the device reads them.
     """
 
-    network: Network
+    pushdown: PushdownAutomaton
     vocabulary: Vocabulary
     tables: Tables
 
@@ -42,19 +42,19 @@ class Compiled:
 
     def matches(self, text: str | bytes) -> bool:
         """Whether the constraint accepts the whole text."""
-        matcher = Matcher(self.network)
+        matcher = Matcher(self.pushdown)
         return matcher.feed(_encoded(text)) and matcher.accepts()
 
     def allowed(self, prefix: str | bytes = "") -> np.ndarray:
         """The ids that may come behind `prefix`, ascending: int32. No limit on tokens or nesting is looked at."""
-        matcher = Matcher(self.network)
+        matcher = Matcher(self.pushdown)
         if not matcher.feed(_encoded(prefix)):
             return np.zeros(0, np.int32)
         ends = tuple(self.tables.eos_ids.tolist())
         trie = tries_of(self.vocabulary, ends).trie
-        walker = Walker(Moves.of(self.network), math.inf)
+        walker = Walker(Moves.of(self.pushdown), math.inf)
         stack = walker.stacks.of(matcher.stack)
-        trie = dataclasses.replace(trie, column=self.network.classes[trie.column].astype(np.int64))
+        trie = dataclasses.replace(trie, column=self.pushdown.classes[trie.column].astype(np.int64))
         reached, _ = walker.walk(trie, np.array([matcher.state]), np.array([stack]), leave_at_once=False)
         low, counts = trie.enter[reached.node], trie.own[reached.node] - trie.enter[reached.node]
         tokens = trie.items[np.arange(int(counts.sum())) + np.repeat(low - np.cumsum(counts) + counts, counts)]

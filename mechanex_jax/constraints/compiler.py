@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from mechanex_jax.constraints import cache
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.compiled import Compiled
 from mechanex_jax.errors import Said, expected
 from mechanex_jax.storage.paths import cache_folder
@@ -21,11 +21,11 @@ class FrontEnd:
 
     Attributes:
       read: what the user gave, and whether JSON may have whitespace -> what decides the constraint, as JSON.
-      network: that -> its automaton.
+      compile: that -> its automaton.
     """
 
     read: Callable[[Any, bool], Any]
-    network: Callable[[Any], Network]
+    compile: Callable[[Any], PushdownAutomaton]
 
 
 def _read_schema(source: Any, whitespace: bool) -> Any:
@@ -34,30 +34,30 @@ def _read_schema(source: Any, whitespace: bool) -> Any:
     return [json_schema.read(source), whitespace]
 
 
-def _schema_network(given: Any) -> Network:
+def _compile_schema(given: Any) -> PushdownAutomaton:
     from mechanex_jax.constraints import json_schema
 
     schema, whitespace = given
-    return json_schema.network(schema, whitespace=whitespace)
+    return json_schema.pushdown_automaton(schema, whitespace=whitespace)
 
 
-def _regex_network(pattern: str) -> Network:
+def _compile_regex(pattern: str) -> PushdownAutomaton:
     from mechanex_jax.constraints import regex
 
-    return regex.network(pattern)
+    return regex.pushdown_automaton(pattern)
 
 
-def _grammar_network(text: str) -> Network:
+def _compile_grammar(text: str) -> PushdownAutomaton:
     from mechanex_jax.constraints import grammar
 
-    return grammar.network(text)
+    return grammar.pushdown_automaton(text)
 
 
 def _as_it_is(source: str, whitespace: bool) -> str:
     return source
 
 
-def _forbidding_network(terms: list[str]) -> Network:
+def _compile_forbidden(terms: list[str]) -> PushdownAutomaton:
     from mechanex_jax.constraints import regex
 
     return regex.forbidding(terms)
@@ -68,10 +68,10 @@ def _as_a_set(terms: Sequence[str], whitespace: bool) -> list[str]:
 
 
 FRONT_ENDS = {
-    "json_schema": FrontEnd(_read_schema, _schema_network),
-    "regex": FrontEnd(_as_it_is, _regex_network),
-    "grammar": FrontEnd(_as_it_is, _grammar_network),
-    "forbidden_terms": FrontEnd(_as_a_set, _forbidding_network),
+    "json_schema": FrontEnd(_read_schema, _compile_schema),
+    "regex": FrontEnd(_as_it_is, _compile_regex),
+    "grammar": FrontEnd(_as_it_is, _compile_grammar),
+    "forbidden_terms": FrontEnd(_as_a_set, _compile_forbidden),
 }
 
 
@@ -123,7 +123,7 @@ def compiled(kind: str, source: Any, whitespace: bool, target: Target) -> Compil
     return cache.cached(
         kind,
         json.dumps(given),
-        lambda: front.network(given),
+        lambda: front.compile(given),
         target.vocabulary,
         eos_ids=target.eos_ids,
         logits=target.logits,

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from schema_tools import accepts
 
-from mechanex_jax.constraints.json_schema import network
+from mechanex_jax.constraints.json_schema import pushdown_automaton
 from mechanex_jax.errors import ArgumentError
 from mechanex_jax.policy.controls import read
 from mechanex_jax.policy.tool_schema import effective_schema, tools
@@ -206,7 +206,7 @@ def test_the_effective_schema_means_what_the_fields_say(constraints):
 
 @pytest.mark.parametrize("constraints", CONSTRAINTS[:10] + CONSTRAINTS[12:], ids=json.dumps)
 def test_the_effective_schema_can_be_held_while_decoding(constraints):
-    found = network(effective_schema(read({"constraints": constraints}).constraints))
+    found = pushdown_automaton(effective_schema(read({"constraints": constraints}).constraints))
     texts = [{"a": 1, "p": 2}, {"p": 2}, {"a": 1}, {"a": -1}, [], 3]
     texts += [{"tool_name": "go", "arguments": {"p": 1}}, {"tool_name": "stop", "arguments": {"p": 1}}, {"tool_name": "go"}]
     said = [accepts(found, json.dumps(value, separators=(",", ":"))) for value in texts]

@@ -1,4 +1,4 @@
-"""Small networks, vocabularies, and the slow, plain way to say which tokens a constraint allows."""
+"""Small automata, vocabularies, and the slow, plain way to say which tokens a constraint allows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import Matcher, Network, byte_mask
+from mechanex_jax.constraints.automata.pushdown import Matcher, PushdownAutomaton, byte_mask
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
@@ -45,7 +45,7 @@ def _number(build: Builder) -> int:
     return rule
 
 
-def json_any() -> Network:
+def json_any() -> PushdownAutomaton:
     """Any JSON value, nested without bound: objects, arrays, strings, numbers, null."""
     build = Builder()
     value, item, member = build.rule("value"), build.rule("array"), build.rule("object")
@@ -77,7 +77,7 @@ def json_any() -> Network:
     return build.finish(value)
 
 
-def lists_with_a_fraction() -> Network:
+def lists_with_a_fraction() -> PushdownAutomaton:
     """Nested lists of numbers in which every list has a number with a fraction: labels decide, two levels of returns."""
     build = Builder()
     root, item = build.rule("root"), build.rule("list")
@@ -97,7 +97,7 @@ def lists_with_a_fraction() -> Network:
     return build.finish(root)
 
 
-def words() -> Network:
+def words() -> PushdownAutomaton:
     """Lower-case words with single spaces between: each word is a called rule whose end shows only in what follows."""
     build = Builder()
     root, word = build.rule("root"), build.rule("word")
@@ -110,7 +110,7 @@ def words() -> Network:
     return build.finish(root)
 
 
-def chain(least: int, most: int) -> Network:
+def chain(least: int, most: int) -> PushdownAutomaton:
     """`least` to `most` characters in quotes; one of more bytes is a call of a shared rule that returns to the next count."""
     build = Builder()
     root, rest = build.rule("root"), build.rule("rest")
@@ -128,7 +128,7 @@ def chain(least: int, most: int) -> Network:
     return build.finish(root)
 
 
-def random_machine(seed: int, states: int = 8, alphabet: bytes = b"abc") -> Network:
+def random_machine(seed: int, states: int = 8, alphabet: bytes = b"abc") -> PushdownAutomaton:
     """One rule without calls, drawn at random; some states end the text."""
     rng = np.random.default_rng(seed)
     build = Builder()
@@ -142,16 +142,16 @@ def random_machine(seed: int, states: int = 8, alphabet: bytes = b"abc") -> Netw
     return build.finish(rule)
 
 
-def random_network(seed: int, rules: int = 3, states: int = 4) -> Network:
+def random_pushdown(seed: int, rules: int = 3, states: int = 4) -> PushdownAutomaton:
     """Rules that call each other, begun and ended by brackets of their own so that nothing is ambiguous."""
     rng = np.random.default_rng(seed)
     while True:
-        network = _random_network(rng, rules, states)
-        if len(network.label) > 3 * rules and len(network.returns) > rules and network.returns.shape[1] > 1:
-            return network
+        pushdown = _random_pushdown(rng, rules, states)
+        if len(pushdown.label) > 3 * rules and len(pushdown.returns) > rules and pushdown.returns.shape[1] > 1:
+            return pushdown
 
 
-def _random_network(rng: np.random.Generator, rules: int, states: int) -> Network:
+def _random_pushdown(rng: np.random.Generator, rules: int, states: int) -> PushdownAutomaton:
     build = Builder()
     pairs = [b"()", b"[]", b"{}"][:rules]
     made = [build.rule(f"r{index}") for index in range(rules)]
@@ -214,7 +214,7 @@ JSON_TOKENS += [
 ]
 
 
-def everything_allowed(network: Network, vocabulary: Vocabulary, matcher: Matcher) -> frozenset[int]:
+def everything_allowed(pushdown: PushdownAutomaton, vocabulary: Vocabulary, matcher: Matcher) -> frozenset[int]:
     """The tokens after which `matcher` can still get to an end, one by one."""
     found = []
     for token in range(vocabulary.size):
@@ -227,28 +227,28 @@ def everything_allowed(network: Network, vocabulary: Vocabulary, matcher: Matche
 def normal(matcher: Matcher) -> tuple[int, tuple[int, ...]]:
     """The configuration of a matcher, once frames that can only end have ended."""
     copy = matcher.copy()
-    while copy.stack and copy.state and not (copy.network.target[copy.state] > 0).any():
+    while copy.stack and copy.state and not (copy.pushdown.target[copy.state] > 0).any():
         copy._pop()
     return copy.state, copy.stack
 
 
-def shortest(network: Network, vocabulary: Vocabulary, most: int = 40) -> dict[int, int]:
-    """For each state of a network without calls, the least number of tokens to an end, by breadth first search."""
+def shortest(pushdown: PushdownAutomaton, vocabulary: Vocabulary, most: int = 40) -> dict[int, int]:
+    """For each state of an automaton without calls, the least number of tokens to an end, by breadth first search."""
     texts = [vocabulary.bytes_of(token) for token in range(vocabulary.size)]
 
     @functools.cache
     def after(state: int) -> frozenset[int]:
         found = set()
         for text in texts:
-            matcher = Matcher(network)
+            matcher = Matcher(pushdown)
             matcher.state = state
             if text and matcher.feed(text):
                 found.add(matcher.state)
         return frozenset(found)
 
-    known = {state: 0 for state in range(1, len(network.label)) if network.label[state] >= 0}
+    known = {state: 0 for state in range(1, len(pushdown.label)) if pushdown.label[state] >= 0}
     for step in range(1, most):
-        for state in range(1, len(network.label)):
+        for state in range(1, len(pushdown.label)):
             if state not in known and any(known.get(target, most) < step for target in after(state)):
                 known[state] = step
     return known

@@ -1,4 +1,4 @@
-"""Asking a network about JSON values, random walks through it, and random schemas."""
+"""Asking an automaton about JSON values, random walks through it, and random schemas."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from mechanex_jax.constraints.automata.pushdown import Matcher, Network
+from mechanex_jax.constraints.automata.pushdown import Matcher, PushdownAutomaton
 
 # jsonschema divides: walks may write numbers of many digits.
 decimal.getcontext().prec = 3000
 
 
-def accepts(network: Network, text: str | bytes) -> bool:
-    matcher = Matcher(network)
+def accepts(pushdown: PushdownAutomaton, text: str | bytes) -> bool:
+    matcher = Matcher(pushdown)
     return bool(matcher.feed(text.encode() if isinstance(text, str) else text) and matcher.accepts())
 
 
@@ -77,14 +77,14 @@ def read(text: bytes) -> Any:
 class Walker:
     """Random accepted texts: steps at random for a while, then the shortest way out."""
 
-    def __init__(self, network: Network, seed: int):
-        self.network, self.random = network, random.Random(seed)
-        self.members = [np.flatnonzero(network.classes == c).tolist() for c in range(network.target.shape[1])]
+    def __init__(self, pushdown: PushdownAutomaton, seed: int):
+        self.pushdown, self.random = pushdown, random.Random(seed)
+        self.members = [np.flatnonzero(pushdown.classes == c).tolist() for c in range(pushdown.target.shape[1])]
         self.cost = self._cost()
 
     def _cost(self) -> np.ndarray:
         """float [S, K]: how many bytes until the rule ends with a label."""
-        net = self.network
+        net = self.pushdown
         labels = max(int(net.label.max(initial=0)) + 1, net.returns.shape[1])
         cost = np.full((len(net.target), labels), np.inf)
         ends = np.flatnonzero(net.label >= 0)
@@ -107,13 +107,13 @@ class Walker:
     def _left(self, matcher: Matcher) -> float:
         ways = self.cost[matcher.state]
         for site in reversed(matcher.stack):
-            back = self.network.returns[site]
+            back = self.pushdown.returns[site]
             inner = ways[: len(back)]
             ways = np.where((back > 0)[:, None], inner[:, None] + self.cost[back], np.inf).min(axis=0)
         return float(ways.min())
 
     def text(self, steps: int) -> bytes:
-        matcher, out = Matcher(self.network), bytearray()
+        matcher, out = Matcher(self.pushdown), bytearray()
         while True:
             if matcher.accepts() and (len(out) >= steps or self.random.random() < 0.1):
                 return bytes(out)

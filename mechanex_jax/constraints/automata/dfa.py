@@ -19,7 +19,7 @@ DEAD = 0
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class CompileLimits:
     """What the compilation of one constraint may cost before it is refused.
 
     Attributes:
@@ -46,7 +46,7 @@ class Limits:
         return check
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = CompileLimits()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -240,7 +240,9 @@ def minimise(dfa: CharDfa) -> CharDfa:
 # -- Boolean operations --------------------------------------------------------------------------------------------------------
 
 
-def product(automata: Sequence[CharDfa], combine: Callable[[tuple[int, ...]], int], limits: Limits = DEFAULT_LIMITS) -> CharDfa:
+def product(
+    automata: Sequence[CharDfa], combine: Callable[[tuple[int, ...]], int], limits: CompileLimits = DEFAULT_LIMITS
+) -> CharDfa:
     """Run automata side by side; a text's label is `combine` of their labels.
 
     Args:
@@ -287,12 +289,12 @@ def product(automata: Sequence[CharDfa], combine: Callable[[tuple[int, ...]], in
     return trim(dfa)
 
 
-def union(*automata: CharDfa, limits: Limits = DEFAULT_LIMITS) -> CharDfa:
+def union(*automata: CharDfa, limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
     """Texts that any of them accepts, label 0; minimal."""
     return minimise(product(automata, lambda labels: 0 if max(labels) >= 0 else -1, limits))
 
 
-def intersection(*automata: CharDfa, limits: Limits = DEFAULT_LIMITS) -> CharDfa:
+def intersection(*automata: CharDfa, limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
     """Texts that all of them accept, label 0; minimal."""
     return minimise(product(automata, lambda labels: 0 if min(labels) >= 0 else -1, limits))
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from mechanex_jax.constraints.automata import charset as char_sets
 from mechanex_jax.constraints.automata.charset import Chars
-from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, Limits, minimise
+from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, CompileLimits, minimise
 from mechanex_jax.constraints.automata.expression import Alt, At, Node, Ref, Repeat, Seq, Set
 
 NEWLINE: Chars = ((10, 10),)
@@ -23,7 +23,7 @@ _NEWLINE_KINDS = ("final", "line_begin", "line_end")
 class Nfa:
     """Places, with empty moves, conditions, characters and references to rules leading from one to the next."""
 
-    def __init__(self, limits: Limits = DEFAULT_LIMITS):
+    def __init__(self, limits: CompileLimits = DEFAULT_LIMITS):
         self.check = limits.meter("The pattern")
         self.empty: list[list[int]] = []
         self.looks: list[list[tuple[At, int]]] = []
@@ -172,7 +172,7 @@ class Columns:
 class _Subsets:
     """The subset construction. A member is 2 * place, + 1 if the text has to be over already."""
 
-    def __init__(self, nfa: Nfa, start: int, end: int, everything: int | None, limits: Limits):
+    def __init__(self, nfa: Nfa, start: int, end: int, everything: int | None, limits: CompileLimits):
         self.nfa, self.end, self.universal = nfa, end, everything
         self.check = limits.meter("The pattern")
         self.columns = Columns(nfa.sets)
@@ -277,7 +277,7 @@ class _Subsets:
         return minimise(CharDfa(self.columns.bounds, self.columns.classes, table, np.array(label, np.int16), 1))
 
 
-def determinise(node: Node, *, search: bool = False, limits: Limits = DEFAULT_LIMITS) -> CharDfa:
+def determinise(node: Node, *, search: bool = False, limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
     """The minimal automaton of an expression without references, label 0.
 
     Args:

@@ -1,9 +1,9 @@
 """Deterministic byte automata that call each other: what every constraint becomes before it meets a vocabulary.
 
-A `Network` is a set of rules, each a DFA over bytes, with calls and returns. A regular expression is one rule without calls; a
-JSON schema has a rule for each kind of value that nests; a recursive grammar has rules that call themselves. A rule may end
-in several ways, told apart by labels, and the place it was called from decides by label where to go on: so a value can be
-*classified* once, against several subschemas at the same time, and intersection, union and complement stay exact.
+A `PushdownAutomaton` is a set of rules, each a DFA over bytes, with calls and returns. A regular expression is one rule
+without calls; a JSON schema has a rule for each kind of value that nests; a recursive grammar has rules that call themselves.
+A rule may end in several ways, told apart by labels, and the place it was called from decides by label where to go on: so a
+value can be *classified* once, against several subschemas at the same time, and intersection, union and complement stay exact.
 
 One byte is read like this. At state s with the byte's class c:
 
@@ -60,7 +60,7 @@ class Dfa:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Network:
+class PushdownAutomaton:
     """See the module. State 0 is dead, every other one is reachable and can still reach the end of the text.
 
     Attributes:
@@ -87,19 +87,19 @@ class Network:
 
 
 class Matcher:
-    """One text's way through a network, byte by byte, on the host. The definition that everything else is tested against."""
+    """One text's way through an automaton, byte by byte, on the host. The definition that everything else is tested against."""
 
-    def __init__(self, network: Network):
-        self.network, self.state, self.stack = network, network.start, ()
+    def __init__(self, pushdown: PushdownAutomaton):
+        self.pushdown, self.state, self.stack = pushdown, pushdown.start, ()
 
     def copy(self) -> Matcher:
-        other = Matcher(self.network)
+        other = Matcher(self.pushdown)
         other.state, other.stack = self.state, self.stack
         return other
 
     def feed(self, data: bytes) -> bool:
         """Read `data`; False, for good, once no continuation can be accepted."""
-        net = self.network
+        net = self.pushdown
         for byte in data:
             column, consumed = net.classes[byte], False
             while self.state != DEAD and not consumed:
@@ -116,11 +116,11 @@ class Matcher:
         return self.state != DEAD
 
     def _pop(self) -> None:
-        label = int(self.network.label[self.state])
+        label = int(self.pushdown.label[self.state])
         if label < 0 or not self.stack:
             self.state = DEAD
         else:
-            self.state = int(self.network.returns[self.stack[-1], label])
+            self.state = int(self.pushdown.returns[self.stack[-1], label])
             self.stack = self.stack[:-1]
 
     def accepts(self) -> bool:
@@ -128,4 +128,4 @@ class Matcher:
         end = self.copy()
         while end.stack and end.state != DEAD:
             end._pop()
-        return end.state != DEAD and self.network.label[end.state] >= 0
+        return end.state != DEAD and self.pushdown.label[end.state] >= 0

@@ -1,4 +1,4 @@
-"""Writing a `Network`: states, edges and calls of rules one by one, then all of it in one table with renumbered states."""
+"""Build a `PushdownAutomaton`: states, edges and calls of rules one by one, then one table with renumbered states."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import DEAD, Dfa, Network, byte_mask, mask_flags
+from mechanex_jax.constraints.automata.pushdown import DEAD, Dfa, PushdownAutomaton, byte_mask, mask_flags
 from mechanex_jax.errors import ConstraintError
 
 
@@ -95,8 +95,8 @@ class Builder:
                 self.edge(names[state], mask, names[target])
         return names[dfa.start] if dfa.start else self.state(rule)
 
-    def finish(self, root: int, labels: Iterable[int] = (0,)) -> Network:
-        """The network that accepts what `root` ends with one of `labels`.
+    def finish(self, root: int, labels: Iterable[int] = (0,)) -> PushdownAutomaton:
+        """The automaton that accepts what `root` ends with one of `labels`.
 
         States from which the text can't be completed are left out; what a caller cannot use is left out of the called rule
         too, by a copy of it for each set of endings that some caller allows.
@@ -161,7 +161,7 @@ class _Finish:
             self.order.append(key)
         return self.numbers[key]
 
-    def run(self, root: int, endings: int) -> Network:
+    def run(self, root: int, endings: int) -> PushdownAutomaton:
         builder = self.builder
         start = self._number(builder.starts[root], endings)
         plain: list[tuple[int, int, int]] = []  # (source, mask, target)
@@ -198,7 +198,7 @@ class _Finish:
             row[label] = self._number(target, wanted)
         return number, self.sites.setdefault(tuple(row), len(self.sites))
 
-    def _tables(self, start: int, plain: list[tuple[int, int, int]], calls: list[tuple[int, int, int]]) -> Network:
+    def _tables(self, start: int, plain: list[tuple[int, int, int]], calls: list[tuple[int, int, int]]) -> PushdownAutomaton:
         builder, size = self.builder, len(self.order) + 1
         masks = {mask: index for index, mask in enumerate(dict.fromkeys(mask for _, mask, _ in plain))}
         flags = mask_flags(masks) if masks else np.zeros((0, 256), bool)
@@ -222,9 +222,9 @@ class _Finish:
         returns = np.zeros((len(self.sites), labels), np.int32)
         for row, site in self.sites.items():
             returns[site, : len(row)] = row
-        network = Network(classes, target, push, stay, label, returns, rule, self.names, start)
-        _check_ends(network)
-        return network
+        pushdown = PushdownAutomaton(classes, target, push, stay, label, returns, rule, self.names, start)
+        _check_ends(pushdown)
+        return pushdown
 
     def _ambiguous(self, rule: int) -> ConstraintError:
         return ConstraintError(f"Rule {self.names[rule]!r} is ambiguous: two ways begin with the same byte.")
@@ -277,36 +277,36 @@ class _Finish:
             fill(source, ())
 
 
-def _check_ends(network: Network) -> None:
+def _check_ends(pushdown: PushdownAutomaton) -> None:
     """Raise where a rule could go on or end at the same byte: preferring one would lose texts."""
-    begins = network.target != DEAD
-    open_ends = np.flatnonzero((network.label >= 0) & begins.any(axis=1))
+    begins = pushdown.target != DEAD
+    open_ends = np.flatnonzero((pushdown.label >= 0) & begins.any(axis=1))
     if not len(open_ends):
         return
-    follow = _follow(network, begins)
+    follow = _follow(pushdown, begins)
     for state in open_ends:
-        clash = begins[state] & follow.get((int(network.rule[state]), int(network.label[state])), False)
+        clash = begins[state] & follow.get((int(pushdown.rule[state]), int(pushdown.label[state])), False)
         if np.any(clash):
             raise ConstraintError(
-                f"Rule {network.names[network.rule[state]]!r} is ambiguous: where it may end, what follows it begins like what "
-                "would continue it."
+                f"Rule {pushdown.names[pushdown.rule[state]]!r} is ambiguous: where it may end, what follows it begins like "
+                "what would continue it."
             )
 
 
-def _follow(network: Network, begins: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
+def _follow(pushdown: PushdownAutomaton, begins: np.ndarray) -> dict[tuple[int, int], np.ndarray]:
     """(rule, label) -> bool [C]: the classes with which a text can go on behind that ending. A safe superset."""
     callers: dict[tuple[int, int], set[int]] = {}  # ending -> states returned to
     tails: dict[tuple[int, int], set[int]] = {}  # ending -> rules that end with it, having called in their last step
-    sources, columns = np.nonzero(begins & (network.push < 0))
-    targets = network.target[sources, columns]
-    across = network.rule[sources] != network.rule[targets]
+    sources, columns = np.nonzero(begins & (pushdown.push < 0))
+    targets = pushdown.target[sources, columns]
+    across = pushdown.rule[sources] != pushdown.rule[targets]
     for source, target in zip(sources[across], targets[across], strict=True):
-        for label in range(network.returns.shape[1]):
-            tails.setdefault((int(network.rule[target]), label), set()).add(int(network.rule[source]))
-    sources, columns = np.nonzero(network.push >= 0)
+        for label in range(pushdown.returns.shape[1]):
+            tails.setdefault((int(pushdown.rule[target]), label), set()).add(int(pushdown.rule[source]))
+    sources, columns = np.nonzero(pushdown.push >= 0)
     for source, column in zip(sources, columns, strict=True):
-        called = int(network.rule[network.target[source, column]])
-        for label, back in enumerate(network.returns[network.push[source, column]]):
+        called = int(pushdown.rule[pushdown.target[source, column]])
+        for label, back in enumerate(pushdown.returns[pushdown.push[source, column]]):
             if back != DEAD:
                 callers.setdefault((called, label), set()).add(int(back))
     follow = {ending: np.zeros(begins.shape[1], bool) for ending in (*callers, *tails)}
@@ -319,7 +319,7 @@ def _follow(network: Network, begins: np.ndarray) -> dict[tuple[int, int], np.nd
                 follow[ending] |= follow.get((rule, ending[1]), False)
             for state in callers.get(ending, ()):
                 follow[ending] |= begins[state]
-                if network.label[state] >= 0:
-                    follow[ending] |= follow.get((int(network.rule[state]), int(network.label[state])), False)
+                if pushdown.label[state] >= 0:
+                    follow[ending] |= follow.get((int(pushdown.rule[state]), int(pushdown.label[state])), False)
             changed |= bool((follow[ending] != before).any())
     return follow

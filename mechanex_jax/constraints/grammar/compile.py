@@ -1,10 +1,10 @@
-"""Grammars to networks: GBNF (`root ::= ...`), Lark (`start: ...`), or one regular expression (`regex:...`)."""
+"""Grammars to automata: GBNF (`root ::= ...`), Lark (`start: ...`), or one regular expression (`regex:...`)."""
 
 from __future__ import annotations
 
 from mechanex_jax.constraints import regex
-from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, Limits
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CompileLimits
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.grammar import gbnf, lark_ebnf
 from mechanex_jax.constraints.grammar.determinize import compile_rules
 from mechanex_jax.errors import ConstraintError
@@ -12,7 +12,7 @@ from mechanex_jax.errors import ConstraintError
 _REGEX = "regex:"
 
 
-def network(text: str, limits: Limits = DEFAULT_LIMITS) -> Network:
+def pushdown_automaton(text: str, limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
     """The bytes of the texts that a grammar's first rule (`root` in GBNF, `start` in Lark) matches.
 
     Args:
@@ -26,7 +26,7 @@ def network(text: str, limits: Limits = DEFAULT_LIMITS) -> Network:
     if not isinstance(text, str) or not text.strip():
         raise ConstraintError("grammar: got no text; expected a GBNF or Lark grammar, or regex:PATTERN.")
     if text.startswith(_REGEX):
-        return regex.network(text.removeprefix(_REGEX), limits)
+        return regex.pushdown_automaton(text.removeprefix(_REGEX), limits)
     try:
         if gbnf.is_gbnf(text):
             return compile_rules(gbnf.parse(text), "root", limits)

@@ -1,4 +1,4 @@
-"""Rules that call each other to a `Network`.
+"""Rules that call each other to a `PushdownAutomaton`.
 
 Every rule is determinised by a subset construction over characters and calls. A member of a subset is a place in some rule and
 the places to return to, so that a rule can be *opened* where it is used: its text is then read as part of the caller's. Rules
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from mechanex_jax.constraints.automata.dfa import DEAD, DEFAULT_LIMITS, Limits
+from mechanex_jax.constraints.automata.dfa import DEAD, DEFAULT_LIMITS, CompileLimits
 from mechanex_jax.constraints.automata.expression import Node
 from mechanex_jax.constraints.automata.nfa import Columns, Nfa
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.constraints.grammar.left_recursion import called, factored, loops, nullable, productive, references
 from mechanex_jax.constraints.grammar.rule_automaton import DONE, END, Automaton, Member, Subset, lead_bytes
@@ -27,8 +27,8 @@ _MOST_ROUNDS = 40
 _MOST_MEMBERS = 500
 
 
-def compile_rules(rules: Mapping[str, Node], start: str, limits: Limits = DEFAULT_LIMITS) -> Network:
-    """The network of the texts that `start` matches.
+def compile_rules(rules: Mapping[str, Node], start: str, limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
+    """The automaton of the texts that `start` matches.
 
     Args:
       rules: every rule that is mentioned.
@@ -49,7 +49,7 @@ def compile_rules(rules: Mapping[str, Node], start: str, limits: Limits = DEFAUL
         compiler = _Compiler(rules, start, frozenset(returned), limits)
         unclear = compiler.run() - returned
         if not unclear:
-            return compiler.network()
+            return compiler.pushdown()
         returned |= unclear
     raise ConstraintError(f"Rule {start!r} and what it uses are ambiguous: where they end is not decided by what follows them.")
 
@@ -65,7 +65,7 @@ def _needed(rules: Mapping[str, Node], start: str) -> dict[str, Node]:
 
 
 class _Compiler:
-    def __init__(self, rules: dict[str, Node], start: str, returned: frozenset[Subset], limits: Limits):
+    def __init__(self, rules: dict[str, Node], start: str, returned: frozenset[Subset], limits: CompileLimits):
         self.rules, self.start, self.returned = rules, start, returned
         self.check = limits.meter("The grammar")
         self.called, self.empty = called(rules), nullable(rules)
@@ -333,16 +333,16 @@ class _Compiler:
             )
         }
 
-    # -- The network -----------------------------------------------------------------------------------------------------------
+    # -- The automaton --------------------------------------------------------------------------------------------------------
 
-    def network(self) -> Network:
+    def pushdown(self) -> PushdownAutomaton:
         builder = Builder()
         root = builder.rule(self.start)
         ids = {key: builder.rule(automaton.rule) for key, automaton in self.automata.items()}
         self.root.emit(builder, ids, root, self.columns)
         for key, automaton in self.automata.items():
             automaton.emit(builder, ids, ids[key], self.columns)
-        network = builder.finish(root)
-        if not network.start:
+        pushdown = builder.finish(root)
+        if not pushdown.start:
             raise ConstraintError(f"No text matches rule {self.start!r}.")
-        return network
+        return pushdown

@@ -1,4 +1,4 @@
-"""JSON Schema to a network that accepts the JSON texts of the valid values.
+"""JSON Schema to an automaton that accepts the JSON texts of the valid values.
 
 Drafts 2020-12, 2019-09, 07, 06 and 04, by `$schema` (without it 2020-12, or the older draft that a schema can only be). A
 schema becomes a formula of propositional logic over questions about the value (`schema_compiler`); each kind of value
@@ -21,8 +21,8 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, Limits
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CompileLimits
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 
 # Importing them registers the keywords.
 from mechanex_jax.constraints.json_schema import applicators, keywords  # noqa: F401
@@ -33,7 +33,7 @@ from mechanex_jax.constraints.json_schema.to_formula import Compiler
 from mechanex_jax.errors import ConstraintError, expected
 
 
-def network(schema: Any, *, whitespace: bool = False, limits: Limits = DEFAULT_LIMITS) -> Network:
+def pushdown_automaton(schema: Any, *, whitespace: bool = False, limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
     """The texts of the values that a schema allows.
 
     Args:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 import numpy as np
 
 from mechanex_jax.constraints import regex
-from mechanex_jax.constraints.automata.dfa import CharDfa, Limits, length, literals, minimise, product, trim
+from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, length, literals, minimise, product, trim
 from mechanex_jax.constraints.json_schema import formats, string_bytes
 from mechanex_jax.constraints.json_schema.formula import Formula, holds
 from mechanex_jax.constraints.json_schema.string_bytes import Graph
@@ -23,7 +23,7 @@ _LONG = 150
 
 
 @functools.lru_cache(1024)
-def _pattern(pattern: str, limits: Limits) -> CharDfa:
+def _pattern(pattern: str, limits: CompileLimits) -> CharDfa:
     return regex.chars(pattern, search=True, dialect="ecma", limits=limits)
 
 
@@ -36,7 +36,7 @@ def is_everything(dfa: CharDfa) -> bool:
 class Strings:
     """Classes of strings: those that formulas about strings can't tell apart."""
 
-    def __init__(self, limits: Limits):
+    def __init__(self, limits: CompileLimits):
         self.limits = limits
 
     def automaton(self, leaf: Formula) -> CharDfa:

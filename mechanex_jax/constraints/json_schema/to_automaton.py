@@ -12,8 +12,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from mechanex_jax.constraints.automata.dfa import Limits, minimise, product, to_bytes
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.dfa import CompileLimits, minimise, product, to_bytes
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.constraints.json_schema import formula as types
 from mechanex_jax.constraints.json_schema import numbers, string_bytes
@@ -58,7 +58,7 @@ class Rule:
 class Rules:
     """All rules of one schema."""
 
-    def __init__(self, compiler: Compiler, limits: Limits, whitespace: bool):
+    def __init__(self, compiler: Compiler, limits: CompileLimits, whitespace: bool):
         self.compiler, self.limits, self.formulas = compiler, limits, compiler.formulas
         self.builder = Builder()
         self.chains = Chains(self.builder)
@@ -128,7 +128,7 @@ class Rules:
         for label, truths in enumerate(tuple(rule.ends)):
             ended(truths, label)
 
-    def finish(self, root: int) -> Network:
+    def finish(self, root: int) -> PushdownAutomaton:
         """Explore all that was asked for, then build."""
         while self.work:
             self.work.popleft()()

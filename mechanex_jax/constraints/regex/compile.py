@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, Limits, complement, to_bytes
+from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, CompileLimits, complement, to_bytes
 from mechanex_jax.constraints.automata.expression import Node
 from mechanex_jax.constraints.automata.nfa import determinise
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.constraints.regex import ecma, python
 from mechanex_jax.errors import ConstraintError, expected
@@ -23,7 +23,7 @@ def parse(pattern: str, *, dialect: str = "python") -> Node:
     return _DIALECTS[dialect](pattern)
 
 
-def chars(pattern: str, *, search: bool = False, dialect: str = "python", limits: Limits = DEFAULT_LIMITS) -> CharDfa:
+def chars(pattern: str, *, search: bool = False, dialect: str = "python", limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
     """The minimal automaton of a pattern over code points, label 0.
 
     Args:
@@ -38,17 +38,17 @@ def chars(pattern: str, *, search: bool = False, dialect: str = "python", limits
     return determinise(parse(pattern, dialect=dialect), search=search, limits=limits)
 
 
-def forbidding(terms: Sequence[str], limits: Limits = DEFAULT_LIMITS) -> Network:
+def forbidding(terms: Sequence[str], limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
     """The bytes of the texts in which none of the terms appears, in upper or lower case.
 
     Raises:
       ConstraintError: an automaton beyond the limits.
     """
     found = chars(f"(?i:{'|'.join(map(re.escape, terms))})", search=True, limits=limits)
-    return _network("forbidden", complement(found))
+    return _pushdown("forbidden", complement(found))
 
 
-def network(pattern: str, limits: Limits = DEFAULT_LIMITS) -> Network:
+def pushdown_automaton(pattern: str, limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
     """The bytes of the texts that match as a whole, as `re.fullmatch` has it.
 
     Raises:
@@ -57,10 +57,10 @@ def network(pattern: str, limits: Limits = DEFAULT_LIMITS) -> Network:
     dfa = chars(pattern, limits=limits)
     if dfa.is_empty():
         raise ConstraintError(f"No text matches the regular expression {pattern!r}. Check its anchors and empty classes.")
-    return _network("regex", dfa)
+    return _pushdown("regex", dfa)
 
 
-def _network(rule: str, dfa: CharDfa) -> Network:
+def _pushdown(rule: str, dfa: CharDfa) -> PushdownAutomaton:
     builder = Builder()
     root = builder.rule(rule)
     start = builder.copy(root, to_bytes(dfa))

@@ -1,4 +1,4 @@
-"""A network met by a vocabulary: everything that masking and advancing need, as arrays, computed once on the host.
+"""An automaton met by a vocabulary: everything that masking and advancing need, as arrays, computed once on the host.
 
 Masks are those of "inside" tokens, which leave the frame (the called rule's run) that they begin in on the stack, one per state
 and budget. A token that leaves its frame depends on what is below: such tokens are listed, with what is left of them
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.token_index.mask_rows import MaskRows, mask_rows
 from mechanex_jax.constraints.token_index.token_suffixes import Rests, rests
 from mechanex_jax.constraints.token_index.tokens_to_finish import FAR, solve
@@ -30,7 +30,7 @@ class Limits:
     """What the tables of one constraint may cost before it is refused.
 
     Attributes:
-      states: of the network.
+      states: of the automaton.
       bytes: of the finished tables.
       seconds: to build them.
       depth: how deep calls may nest before the masks lead back out.
@@ -54,7 +54,7 @@ class Tables:
     `distance[s, y]` is `FAR`, t).
 
     Attributes:
-      classes, target, push, stay, label, returns, start: the network's.
+      classes, target, push, stay, label, returns, start: the automaton's.
       distance: int32 [S, K].
       block: int32 [S]; states of one block have the same masks. Block 0 is the dead state's.
       every: int32 [B], the mask row of all tokens inside.
@@ -119,17 +119,17 @@ class Tables:
 
 
 def build(
-    network: Network,
+    pushdown: PushdownAutomaton,
     vocabulary: Vocabulary,
     *,
     eos_ids: Sequence[int],
     logits: int | None = None,
     limits: Limits = DEFAULT_LIMITS,
 ) -> Tables:
-    """The tables of a network for a vocabulary.
+    """The tables of an automaton for a vocabulary.
 
     Args:
-      network: what the text has to match.
+      pushdown: what the text has to match.
       vocabulary: the tokenizer's; special tokens are never part of the text.
       eos_ids: ids that end the text; not part of it either.
       logits: V, the model's number of logits; ids beyond the vocabulary are never allowed. None takes the vocabulary's size.
@@ -143,36 +143,36 @@ def build(
     size = vocabulary.size if logits is None else int(logits)
     if size < vocabulary.size:
         raise expected("logits", size, f"at least the vocabulary's {vocabulary.size} ids")
-    if (states := len(network.label) - 1) > limits.states:
+    if (states := len(pushdown.label) - 1) > limits.states:
         raise ConstraintError(
             f"The constraint is too large: {states:,} states, at most {limits.states:,} are held. Use smaller bounds."
         )
     ends = tuple(sorted({int(token) for token in eos_ids}))
-    labels = max(network.returns.shape[1], int(network.label.max(initial=0)) + 1)
-    network = dataclasses.replace(
-        network, returns=np.pad(network.returns, ((0, 0), (0, labels - network.returns.shape[1]))).astype(np.int32)
+    labels = max(pushdown.returns.shape[1], int(pushdown.label.max(initial=0)) + 1)
+    pushdown = dataclasses.replace(
+        pushdown, returns=np.pad(pushdown.returns, ((0, 0), (0, labels - pushdown.returns.shape[1]))).astype(np.int32)
     )
-    walker = Walker(Moves.of(network), begun + limits.seconds)
+    walker = Walker(Moves.of(pushdown), begun + limits.seconds)
     outcomes = explore(walker, vocabulary, tries_of(vocabulary, ends))
-    if network.start == 0 or outcomes.distance[network.start].min() >= FAR:
+    if pushdown.start == 0 or outcomes.distance[pushdown.start].min() >= FAR:
         raise ConstraintError("No text that the constraint accepts can be spelled with this vocabulary.")
     found = rests(walker, outcomes, vocabulary)
     # Nodes met since distances were solved: only what is above the frame's bottom is new.
     none = np.zeros(0, np.int64)
-    value, _ = solve(network, outcomes.configurations, none, none, outcomes.distance)
+    value, _ = solve(pushdown, outcomes.configurations, none, none, outcomes.distance)
     potential = np.where(outcomes.distance < FAR, outcomes.distance, 0)
     rows = mask_rows(outcomes, value, potential, size, limits.bytes)
-    free, height = _heights(network, outcomes, walker.highest, limits.depth)
-    return _finished(network, vocabulary, size, ends, outcomes, found, value, potential, rows, free, height, begun)
+    free, height = _heights(pushdown, outcomes, walker.highest, limits.depth)
+    return _finished(pushdown, vocabulary, size, ends, outcomes, found, value, potential, rows, free, height, begun)
 
 
-def _heights(network: Network, outcomes: Outcomes, highest: int, depth: int) -> tuple[int, int]:
+def _heights(pushdown: PushdownAutomaton, outcomes: Outcomes, highest: int, depth: int) -> tuple[int, int]:
     """How high the stack may grow freely, and how high it then can grow at most."""
-    sources, columns = np.nonzero(network.target)
-    caller, called = network.rule[sources], network.rule[network.target[sources, columns]]
-    pushes = network.push[sources, columns] >= 0
+    sources, columns = np.nonzero(pushdown.target)
+    caller, called = pushdown.rule[sources], pushdown.rule[pushdown.target[sources, columns]]
+    pushes = pushdown.push[sources, columns] >= 0
     edges = np.unique(np.stack([caller, called, pushes], axis=1)[(caller != called) | pushes], axis=0)
-    nested = np.zeros(len(network.names) + 1, np.int64)
+    nested = np.zeros(len(pushdown.names) + 1, np.int64)
     while len(edges):
         found = nested.copy()
         np.maximum.at(found, edges[:, 0], nested[edges[:, 1]] + edges[:, 2])
@@ -185,7 +185,7 @@ def _heights(network: Network, outcomes: Outcomes, highest: int, depth: int) -> 
 
 
 def _finished(
-    network: Network,
+    pushdown: PushdownAutomaton,
     vocabulary: Vocabulary,
     size: int,
     ends: tuple[int, ...],
@@ -202,13 +202,13 @@ def _finished(
     first_group, group_rest, group_label, first_entry, entry_token, rest = found.lists(rest)
     as_int = lambda array: np.ascontiguousarray(array, np.int32)
     tables = Tables(
-        classes=network.classes,
-        target=network.target,
-        push=network.push,
-        stay=network.stay,
-        label=network.label,
-        returns=network.returns,
-        start=network.start,
+        classes=pushdown.classes,
+        target=pushdown.target,
+        push=pushdown.push,
+        stay=pushdown.stay,
+        label=pushdown.label,
+        returns=pushdown.returns,
+        start=pushdown.start,
         distance=as_int(outcomes.distance),
         block=as_int(outcomes.block),
         every=as_int(rows.every),
@@ -233,12 +233,12 @@ def _finished(
         stats={},
     )
     stats = {
-        "states": len(network.label) - 1,
+        "states": len(pushdown.label) - 1,
         "blocks": len(rows.every) - 1,
         "rows": len(rows.masks) - 1,
-        "classes": int(network.target.shape[1]),
-        "labels": int(network.returns.shape[1]),
-        "sites": len(network.returns),
+        "classes": int(pushdown.target.shape[1]),
+        "labels": int(pushdown.returns.shape[1]),
+        "sites": len(pushdown.returns),
         "stack": height,
         "leaving_tokens": int(np.diff(first_entry[first_group]).max(initial=0)),
         "leaving_groups": int(np.diff(first_group).max(initial=0)),

@@ -22,19 +22,19 @@ class Contexts:
     """Sets of kinds, numbered as they come up; `Trie.fold` reads `classes`, `closed` and `after`.
 
     Args:
-      moves: the network.
+      moves: the automaton.
       inside: bool [S], all states that a walk can get to.
       start: the states that walks begin in.
     """
 
     def __init__(self, moves: Moves, inside: np.ndarray, start: np.ndarray):
-        network = moves.network
+        pushdown = moves.pushdown
         states = np.flatnonzero(inside)
         target, pushed = moves.target[states], moves.pushed[states]
-        self.column_of_byte = network.classes.astype(np.int64)
+        self.column_of_byte = pushdown.classes.astype(np.int64)
         self.read = (moves.target > 0).any(axis=0)  # by any state, also beyond `inside`
         pattern = _patterns(np.where(target > 0, target.astype(np.int64) * len(moves.lists) + pushed, 0))
-        ends = network.label[states] >= 0
+        ends = pushdown.label[states] >= 0
         _, first, kind = np.unique(
             mix_rows(np.concatenate([pattern, ends[:, None]], axis=1)), return_index=True, return_inverse=True
         )
@@ -46,7 +46,7 @@ class Contexts:
         self.next = np.zeros((count, width, count), bool) if count <= _MOST else None
         self.back = np.zeros(count, bool)
         sites = np.unique(moves.lists[np.unique(pushed)])
-        back = network.returns[sites[sites >= 0]] if len(network.returns) else np.zeros(0, np.int64)
+        back = pushdown.returns[sites[sites >= 0]] if len(pushdown.returns) else np.zeros(0, np.int64)
         self.back[of_state[back[back > 0]]] = True
         begin = np.zeros(count, bool)
         begin[of_state[start]] = True
@@ -107,7 +107,7 @@ def _patterns(codes: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Part:
-    """States to walk over one trie, in columns of the network."""
+    """States to walk over one trie, in columns of the automaton."""
 
     states: np.ndarray
     trie: Trie
@@ -117,25 +117,25 @@ class Readers:
     """Finds for states of each rule the trie to walk them over."""
 
     def __init__(self, moves: Moves, tries: TokenTries):
-        network, rules = moves.network, len(moves.network.names)
-        self.moves, self.tries, self.rule = moves, tries, network.rule
+        pushdown, rules = moves.pushdown, len(moves.pushdown.names)
+        self.moves, self.tries, self.rule = moves, tries, pushdown.rule
         live = moves.target > 0
         look = np.where(live, (mix(moves.target) + mix(moves.pushed)) * mix(np.arange(len(live)))[:, None], np.uint64(0))
         self.look = np.zeros((rules, look.shape[1]), np.uint64)
-        np.add.at(self.look, network.rule[1:], look[1:])
+        np.add.at(self.look, pushdown.rule[1:], look[1:])
         sources, columns = np.nonzero(live)
         # Rules whose states a walk within the frame can get to.
-        caller, called = network.rule[sources], network.rule[moves.target[sources, columns]]
+        caller, called = pushdown.rule[sources], pushdown.rule[moves.target[sources, columns]]
         calls = moves.pushed[sources, columns] > 0
         tails = np.stack([caller, called], axis=1)[~calls & (caller != called)]
         self.edges = np.unique(np.stack([caller, called], axis=1)[caller != called], axis=0)
         # Rules that have a caller, and those that such a rule hands its frame on to: frames of others are never left.
         self.called = np.zeros(rules, bool)
         self.called[called[calls]] = True
-        sources, columns = np.nonzero(live & (network.push >= 0))
-        self.called[network.rule[network.target[sources, columns]]] = True
-        sources, columns = np.nonzero((network.target > 0) & (network.push < 0))
-        steps = np.stack([network.rule[sources], network.rule[network.target[sources, columns]]], axis=1)
+        sources, columns = np.nonzero(live & (pushdown.push >= 0))
+        self.called[pushdown.rule[pushdown.target[sources, columns]]] = True
+        sources, columns = np.nonzero((pushdown.target > 0) & (pushdown.push < 0))
+        steps = np.stack([pushdown.rule[sources], pushdown.rule[pushdown.target[sources, columns]]], axis=1)
         tails = np.unique(np.concatenate([tails, steps[steps[:, 0] != steps[:, 1]]]), axis=0)
         while not self.called[tails[self.called[tails[:, 0]], 1]].all():
             self.called[tails[self.called[tails[:, 0]], 1]] = True

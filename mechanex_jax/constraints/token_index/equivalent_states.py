@@ -22,7 +22,7 @@ def mix_rows(values: np.ndarray) -> np.ndarray:
 
 
 class Refinement:
-    """Partitions of a network's states by what texts of bounded length do.
+    """Partitions of an automaton's states by what texts of bounded length do.
 
     Two states share a block after n rounds if every text of at most n bytes leads from them the same way: it dies, or leaves
     the frame at the same byte with the same label, or ends in states and under return sites that began in equal blocks.
@@ -30,18 +30,18 @@ class Refinement:
     """
 
     def __init__(self, moves: Moves):
-        network = moves.network
+        pushdown = moves.pushdown
         self.moves = moves
         size, width = moves.target.shape
         self.salt = mix(np.arange(1000, 1000 + width))
-        self.label_salt = mix(np.arange(5000, 5000 + network.returns.shape[1]))
+        self.label_salt = mix(np.arange(5000, 5000 + pushdown.returns.shape[1]))
         # Who has to look again when a state's block changes: it leads there, or may return there.
         after, before = [moves.target.reshape(-1).astype(np.int64)], [np.repeat(np.arange(size), width)]
         calls, columns = np.nonzero(moves.pushed)
         for position in range(moves.lists.shape[1]):
             sites = moves.lists[moves.pushed[calls, columns], position]
-            for label in range(network.returns.shape[1]):
-                after.append(network.returns[sites[sites >= 0], label].astype(np.int64))
+            for label in range(pushdown.returns.shape[1]):
+                after.append(pushdown.returns[sites[sites >= 0], label].astype(np.int64))
                 before.append(calls[sites >= 0])
         keys = np.unique(np.concatenate(after) * size + np.concatenate(before))
         keys = keys[keys >= size]  # nobody depends on the dead state
@@ -57,7 +57,7 @@ class Refinement:
         if pushed.any():
             lists = np.unique(pushed)
             sites = moves.lists[lists]
-            back = mix(hashed[moves.network.returns[sites]] * self.label_salt).sum(axis=-1, dtype=np.uint64)
+            back = mix(hashed[moves.pushdown.returns[sites]] * self.label_salt).sum(axis=-1, dtype=np.uint64)
             order = mix(np.arange(9000, 9000 + sites.shape[1]))
             of_list = np.where(sites >= 0, mix(back * order), np.uint64(0)).sum(axis=-1, dtype=np.uint64)
             found = found + mix(of_list)[np.searchsorted(lists, pushed)]

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.token_index import trie as tries
 from mechanex_jax.constraints.token_index.tokens_to_finish import FAR
 from mechanex_jax.constraints.token_index.transitions import Outcomes
@@ -18,7 +18,7 @@ _CELLS = 40_000_000  # of the table
 
 
 class _Names:
-    """Rests of tokens, spelled in the network's byte classes, so that those which no state tells apart are one."""
+    """Rests of tokens, spelled in the automaton's byte classes, so that those which no state tells apart are one."""
 
     def __init__(self) -> None:
         self.number: dict[bytes, int] = {}
@@ -108,10 +108,10 @@ class Rests:
 
 def rests(walker: Walker, outcomes: Outcomes, vocabulary: Vocabulary) -> Rests:
     """All rests, and all that return states make of them, to the last."""
-    network = walker.moves.network
-    back = np.unique(network.returns[network.returns > 0])
+    pushdown = walker.moves.pushdown
+    back = np.unique(pushdown.returns[pushdown.returns > 0])
     names = _Names()
-    leaving = _leaving(outcomes, vocabulary, network, np.any(network.target[back] > 0, axis=0), names)
+    leaving = _leaving(outcomes, vocabulary, pushdown, np.any(pushdown.target[back] > 0, axis=0), names)
     blocks = np.unique(outcomes.block[back])
     states = outcomes.walked[blocks]
     row_of_block = np.zeros(len(outcomes.walked), np.int64)
@@ -142,12 +142,12 @@ def rests(walker: Walker, outcomes: Outcomes, vocabulary: Vocabulary) -> Rests:
 
 
 def _leaving(
-    outcomes: Outcomes, vocabulary: Vocabulary, network: Network, live: np.ndarray, names: _Names
+    outcomes: Outcomes, vocabulary: Vocabulary, pushdown: PushdownAutomaton, live: np.ndarray, names: _Names
 ) -> tuple[np.ndarray, ...]:
     """Block, token, rest and label of the tokens that leave their frame; `live` are the columns some return state reads."""
     block_of = np.full(len(outcomes.block), -1, np.int64)
     block_of[outcomes.walked] = np.arange(len(outcomes.walked))
-    spelled = network.classes[vocabulary.bytes] if len(vocabulary.bytes) else vocabulary.bytes
+    spelled = pushdown.classes[vocabulary.bytes] if len(vocabulary.bytes) else vocabulary.bytes
     spelling, ends = spelled.astype(np.uint8).tobytes(), vocabulary.offsets
     parts = []
     for group in outcomes.groups:

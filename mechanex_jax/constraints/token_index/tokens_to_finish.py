@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.token_index.trie_walk import Keys, Stacks
 
 FAR = 1 << 28  # more than any number of tokens; sums of a few still fit an int32
@@ -19,13 +19,13 @@ class Configurations:
     """Pairs of a state and a stack above the frame's bottom, as nodes: node s is state s with nothing on the stack.
 
     Args:
-      network: whose states and returns.
+      pushdown: whose states and returns.
       stacks: what stack numbers mean.
     """
 
-    def __init__(self, network: Network, stacks: Stacks):
-        self.network, self.stacks = network, stacks
-        self.states = len(network.label)
+    def __init__(self, pushdown: PushdownAutomaton, stacks: Stacks):
+        self.pushdown, self.stacks = pushdown, stacks
+        self.states = len(pushdown.label)
         self._keys = Keys()
         self.state, self.stack = np.zeros(0, np.int64), np.zeros(0, np.int64)
 
@@ -50,7 +50,7 @@ class Configurations:
         done = 0
         while done < len(self.state):
             low, done = done, len(self.state)
-            back = self.network.returns[self.stacks.site[self.stack[low:done]]]
+            back = self.pushdown.returns[self.stacks.site[self.stack[low:done]]]
             item, label = np.nonzero(back)
             after = self.nodes(back[item, label], self.stacks.parent[self.stack[low + item]])
             rows.append((self.states + low + item, self.state[low + item], label, after))
@@ -61,7 +61,7 @@ class Configurations:
 
 
 def solve(
-    network: Network,
+    pushdown: PushdownAutomaton,
     configurations: Configurations,
     source: np.ndarray,
     after: np.ndarray,
@@ -70,7 +70,7 @@ def solve(
     """Least numbers of steps, and how high the stack grows on the shortest ways.
 
     Args:
-      network: gives the labels that frames end with, K of them.
+      pushdown: gives the labels that frames end with, K of them.
       configurations: the nodes that `after` names.
       source: states; one step leads from `source[i]` to node `after[i]`.
       known: int32 [S, K], the states' distances where they have been solved already.
@@ -80,11 +80,11 @@ def solve(
       shortest way has on the stack above the frame's bottom (between steps).
     """
     node, inner, label, behind = configurations.returns()
-    labels = network.returns.shape[1]
+    labels = pushdown.returns.shape[1]
     size = configurations.states + len(configurations.state)
     distance = np.full((size, labels), FAR, np.int32)
-    ends = np.flatnonzero(network.label >= 0)
-    distance[ends, network.label[ends]] = 0
+    ends = np.flatnonzero(pushdown.label >= 0)
+    distance[ends, pushdown.label[ends]] = 0
     if known is not None:
         distance[: len(known)] = known
     # Both kinds of edge as one: from + weight + distance[inner, label] + distance[to, :].

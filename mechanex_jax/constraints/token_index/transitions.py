@@ -55,20 +55,20 @@ class Outcomes:
 def explore(walker: Walker, vocabulary: Vocabulary, tries: TokenTries) -> Outcomes:
     """All walks that the tables need, and the distances."""
     moves = walker.moves
-    network = moves.network
+    pushdown = moves.pushdown
     readers = Readers(moves, tries)
     rounds = tries.trie.depth
     refinement = Refinement(moves)
     # Frames that are left and frames that never are do not share a walk.
-    kind = 2 * (network.label.astype(np.int64) + 2) + readers.called[network.rule]
+    kind = 2 * (pushdown.label.astype(np.int64) + 2) + readers.called[pushdown.rule]
     kind[0] = 0
     block = _numbered(refinement.run(kind, rounds))
     walked = np.unique(block, return_index=True)[1]
-    configurations = Configurations(network, walker.stacks)
+    configurations = Configurations(pushdown, walker.stacks)
     groups = _walks(walker, configurations, readers, walked[walked > 0])
     source, after = _steps(walker, vocabulary, configurations, groups, block, walked)
-    distance, height = solve(network, configurations, source, after)
-    distance = distance[: len(network.label)]
+    distance, height = solve(pushdown, configurations, source, after)
+    distance = distance[: len(pushdown.label)]
 
     # Distances may differ along a block: split it where they change differently.
     finer = _numbered(refinement.run(mix_rows(np.concatenate([block[:, None], _slopes(moves, distance)], axis=1)), rounds))
@@ -97,7 +97,7 @@ def _slopes(moves: Moves, distance: np.ndarray) -> np.ndarray:
         sites = moves.lists[moves.pushed[calls, columns]]
         entered = mix_rows(potential[moves.target[calls, columns]])
         for position in range(sites.shape[1]):
-            back = moves.network.returns[np.maximum(sites[:, position], 0)]
+            back = moves.pushdown.returns[np.maximum(sites[:, position], 0)]
             own = potential[back] - (potential[calls][:, None] if position == 0 else 0)
             own = np.where((back > 0)[:, :, None], own, 0)
             own = mix_rows(own.reshape(len(calls), -1))
@@ -168,7 +168,7 @@ def _read(walker: Walker, vocabulary: Vocabulary, state: np.ndarray, token: np.n
     length = offsets[token + 1] - offsets[token]
     for position in range(int(length.max(initial=0))):
         live = np.flatnonzero((length > position) & (state > 0))
-        column = walker.moves.network.classes[data[offsets[token[live]] + position]]
+        column = walker.moves.pushdown.classes[data[offsets[token[live]] + position]]
         state[live], stack[live], _ = walker.step(state[live], stack[live], column)
     return state, stack
 
@@ -186,7 +186,7 @@ def _promising(
         stack[calls] = walker.stacks.push(stack[calls], moves.lists[pushed[calls], position])
     after = configurations.nodes(moves.target[sources, columns], stack)
     pairs = np.unique(sources * (1 << 32) + after)
-    distance, _ = solve(moves.network, configurations, pairs >> 32, pairs & 0xFFFFFFFF)
+    distance, _ = solve(moves.pushdown, configurations, pairs >> 32, pairs & 0xFFFFFFFF)
     kept = members <= 8
     for label in range(distance.shape[1]):
         cost = distance[node, label]

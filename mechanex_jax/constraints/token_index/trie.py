@@ -21,7 +21,7 @@ class Trie:
 
     Attributes:
       first: int32 [N + 1]; the children of node n are `first[n] .. first[n + 1] - 1`.
-      column: int32 [N], what leads to the node: a byte, or a column of a network in a folded trie; -1 at the root.
+      column: int32 [N], what leads to the node: a byte, or a column of an automaton in a folded trie; -1 at the root.
       levels: the first node of each level, and N behind the last.
       enter, own, leave: int32 [N]; `items[enter[n] : own[n]]` end at node n, `items[enter[n] : leave[n]]` at or below it.
       items: int32, depth first.

@@ -1,4 +1,4 @@
-"""Many states of a network read many strings at once: the frontier walk behind the mask tables."""
+"""Many states of an automaton read many strings at once: the frontier walk behind the mask tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import DEAD, Network
+from mechanex_jax.constraints.automata.pushdown import DEAD, PushdownAutomaton
 from mechanex_jax.constraints.token_index.trie import Trie
 from mechanex_jax.errors import ConstraintError
 
@@ -86,7 +86,7 @@ class Left(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Moves:
-    """A network in which every byte is read in one step: calls that consume nothing are resolved beforehand.
+    """An automaton in which every byte is read in one step: calls that consume nothing are resolved beforehand.
 
     Attributes:
       target: int32 [S, C], the state behind the byte; 0 if there is no way but to return.
@@ -94,43 +94,43 @@ class Moves:
       lists: int32 [L, H], padded with -1.
     """
 
-    network: Network
+    pushdown: PushdownAutomaton
     target: np.ndarray
     pushed: np.ndarray
     lists: np.ndarray
 
     @classmethod
-    def of(cls, network: Network) -> Moves:
-        target, stay = network.target.copy(), network.stay.copy()
+    def of(cls, pushdown: PushdownAutomaton) -> Moves:
+        target, stay = pushdown.target.copy(), pushdown.stay.copy()
         columns = np.broadcast_to(np.arange(target.shape[1]), target.shape)
         # One list is one stack here; its sites are read off at the end.
-        stacks = Stacks(len(network.returns))
+        stacks = Stacks(len(pushdown.returns))
         pushed = np.zeros(target.shape, np.int64)
-        first = network.push >= 0
-        pushed[first] = stacks.push(pushed[first], network.push[first])
+        first = pushdown.push >= 0
+        pushed[first] = stacks.push(pushed[first], pushdown.push[first])
         rounds = 0
         while (waiting := stay & (target > 0)).any():
             rounds += 1
             if rounds > len(target):
                 raise ConstraintError("A rule calls itself before it reads anything.")
             at, column = target[waiting], columns[waiting]
-            site, stack = network.push[at, column], pushed[waiting]
+            site, stack = pushdown.push[at, column], pushed[waiting]
             stack[site >= 0] = stacks.push(stack[site >= 0], site[site >= 0])
-            pushed[waiting], target[waiting], stay[waiting] = stack, network.target[at, column], network.stay[at, column]
+            pushed[waiting], target[waiting], stay[waiting] = stack, pushdown.target[at, column], pushdown.stay[at, column]
         lists = np.full((len(stacks.parent), max(1, int(stacks.height.max()))), -1, np.int32)
         for index in range(1, len(lists)):  # parents come first
             parent, height = stacks.parent[index], stacks.height[index]
             lists[index, : height - 1] = lists[parent, : height - 1]
             lists[index, height - 1] = stacks.site[index]
-        return cls(network, target, pushed.astype(np.int32), lists)
+        return cls(pushdown, target, pushed.astype(np.int32), lists)
 
 
 class Walker:
-    """Walks one network; all its walks number their stacks alike (`stacks`)."""
+    """Walks one automaton; all its walks number their stacks alike (`stacks`)."""
 
     def __init__(self, moves: Moves, deadline: float):
         self.moves, self.deadline = moves, deadline
-        self.stacks = Stacks(len(moves.network.returns))
+        self.stacks = Stacks(len(moves.pushdown.returns))
         self.highest = 0
 
     def step(self, state: np.ndarray, stack: np.ndarray, column: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -139,22 +139,22 @@ class Walker:
         Returns:
           state (0: dead or left), stack, and the label with which the frame at the walk's bottom was left, else -1.
         """
-        moves, network = self.moves, self.moves.network
+        moves, pushdown = self.moves, self.moves.pushdown
         left = np.full(len(state), -1, np.int64)
         found = moves.target[state, column]
         source, stack = state, stack.copy()
-        waiting = np.flatnonzero((found == DEAD) & (network.label[state] >= 0))
+        waiting = np.flatnonzero((found == DEAD) & (pushdown.label[state] >= 0))
         if len(waiting):
             source = state.copy()
         while len(waiting):
-            label, top = network.label[source[waiting]], stack[waiting]
+            label, top = pushdown.label[source[waiting]], stack[waiting]
             bottom = top == 0
             left[waiting[bottom]] = label[bottom]
             waiting, label, top = waiting[~bottom], label[~bottom], top[~bottom]
-            back = network.returns[self.stacks.site[top], label]
+            back = pushdown.returns[self.stacks.site[top], label]
             source[waiting], stack[waiting] = back, self.stacks.parent[top]
             found[waiting] = moves.target[back, column[waiting]]
-            waiting = waiting[(found[waiting] == DEAD) & (network.label[back] >= 0) & (back != DEAD)]
+            waiting = waiting[(found[waiting] == DEAD) & (pushdown.label[back] >= 0) & (back != DEAD)]
         pushed = moves.pushed[source, column]
         calls = np.flatnonzero((pushed > 0) & (found != DEAD))
         for position in range(moves.lists.shape[1]):
@@ -171,7 +171,7 @@ class Walker:
         """All strings of `trie` from each of `states` (walk i is `origin` i in the result).
 
         Args:
-          trie: in columns of the network.
+          trie: in columns of the automaton.
           states: where the walks begin.
           stacks: what is on the stack then, by default nothing.
           leave_at_once: whether to report frames that are left before anything is read.

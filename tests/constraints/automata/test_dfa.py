@@ -223,4 +223,4 @@ def test_long_counters_share_what_is_inside_a_character():
 def test_a_product_beyond_the_limits_is_refused():
     primes = [regex.chars(f"(?:a{{{p}}})*") for p in (2, 3, 5, 7, 11, 13, 17, 19)]
     with pytest.raises(ConstraintError, match="too large"):
-        dfas.product(primes, min, dfas.Limits(states=20_000))
+        dfas.product(primes, min, dfas.CompileLimits(states=20_000))

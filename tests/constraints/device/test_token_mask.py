@@ -1,4 +1,4 @@
-"""The device side: masks and moves against the network's own matcher, token by token."""
+"""The device side: masks and moves against the automaton's own matcher, token by token."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_ro
 EOS, PLENTY = 257, 1_000_000
 VOCABULARY = machines.byte_vocabulary(machines.JSON_TOKENS)
 V = VOCABULARY.size
-NETWORKS = {
+AUTOMATA = {
     "json": (machines.json_any, 4),
     "lists": (machines.lists_with_a_fraction, 4),
     "words": (machines.words, 2),
     "chain": (lambda: machines.chain(2, 30), 2),
     "one rule": (lambda: machines.random_machine(3), 0),
-    "calls 1": (lambda: machines.random_network(2), 3),
-    "calls 2": (lambda: machines.random_network(4), 3),
-    "calls 3": (lambda: machines.random_network(5), 3),
+    "calls 1": (lambda: machines.random_pushdown(2), 3),
+    "calls 2": (lambda: machines.random_pushdown(4), 3),
+    "calls 3": (lambda: machines.random_pushdown(5), 3),
 }
 
 
 @functools.cache
-def network(name: str):
-    return NETWORKS[name][0]()
+def pushdown(name: str):
+    return AUTOMATA[name][0]()
 
 
 @functools.cache
 def built(name: str, depth: int = 128):
-    return build.build(network(name), VOCABULARY, eos_ids=[EOS], limits=build.Limits(depth=depth))
+    return build.build(pushdown(name), VOCABULARY, eos_ids=[EOS], limits=build.Limits(depth=depth))
 
 
 def one_row(automaton):
@@ -74,13 +74,13 @@ def begin(automaton):
 
 
 def where(automaton, state) -> tuple[int, tuple[int, ...]]:
-    """State and stack as a matcher of the same network has them: one machine's states are moved by 1, its sites by 0."""
+    """State and stack as a matcher of the same automaton has them: one machine's states are moved by 1, its sites by 0."""
     return int(state.state) - 1, tuple(np.asarray(state.stack)[: int(state.height)].tolist())
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", AUTOMATA)
 def test_masks_are_those_of_the_tokens_one_by_one_wherever_one_can_get(name):
-    net, automaton, depth = network(name), one_row(arena([built(name)], VOCABULARY)), NETWORKS[name][1]
+    net, automaton, depth = pushdown(name), one_row(arena([built(name)], VOCABULARY)), AUTOMATA[name][1]
     seen, todo = set(), [(Matcher(net), begin(automaton))]
     while todo and len(seen) < 160:
         matcher, state = todo.pop(0)
@@ -111,7 +111,7 @@ def test_a_token_that_was_not_allowed_is_the_end_of_it():
 
 @pytest.mark.parametrize("name", ["json", "lists", "chain", "calls 1", "calls 2", "calls 3", "words"])
 def test_whatever_is_chosen_the_text_is_complete_when_its_tokens_are_spent(name):
-    net, automaton, rng = network(name), one_row(arena([built(name)], VOCABULARY)), np.random.default_rng(5)
+    net, automaton, rng = pushdown(name), one_row(arena([built(name)], VOCABULARY)), np.random.default_rng(5)
     least = built(name).minimum
     assert allowed(automaton, begin(automaton), least - 1) == frozenset()
     for walk in range(24):
@@ -131,7 +131,7 @@ def test_whatever_is_chosen_the_text_is_complete_when_its_tokens_are_spent(name)
 
 def test_a_budget_forbids_exactly_what_it_has_to():
     # Without calls, the least number of tokens from each state is known exactly.
-    net = network("one rule")
+    net = pushdown("one rule")
     known = machines.shortest(net, VOCABULARY)
     automaton = one_row(arena([built("one rule")], VOCABULARY))
     states = {(net.start): begin(automaton)}
@@ -158,7 +158,7 @@ def test_a_budget_forbids_exactly_what_it_has_to():
 @pytest.mark.parametrize("name", ["json", "lists", "calls 1", "calls 2", "calls 3"])
 def test_at_the_full_stack_there_is_always_a_way_back(name):
     tight = built(name, 3)
-    automaton, net, rng = one_row(arena([tight], VOCABULARY)), network(name), np.random.default_rng(2)
+    automaton, net, rng = one_row(arena([tight], VOCABULARY)), pushdown(name), np.random.default_rng(2)
     highest = 0
     for _ in range(6):
         matcher, state = Matcher(net), begin(automaton)
@@ -188,10 +188,10 @@ def test_at_the_full_stack_there_is_always_a_way_back(name):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_random_networks_with_random_tokens_agree_with_the_matcher(seed):
+def test_random_automata_with_random_tokens_agree_with_the_matcher(seed):
     rng = np.random.default_rng(seed)
     for _ in range(2):
-        net = machines.random_network(int(rng.integers(1 << 30)), states=int(rng.integers(2, 6)))
+        net = machines.random_pushdown(int(rng.integers(1 << 30)), states=int(rng.integers(2, 6)))
         tokens = [bytes(rng.choice(list(b"ab()[]{}"), rng.integers(2, 6)).tolist()) for _ in range(len(machines.JSON_TOKENS))]
         vocabulary = machines.byte_vocabulary(tokens)
         automaton = one_row(arena([build.build(net, vocabulary, eos_ids=[EOS])], vocabulary))
@@ -231,7 +231,7 @@ def test_rules_of_one_shape_share_no_walk_where_only_one_of_them_is_called():
 
 
 def test_nesting_64_deep_is_held():
-    automaton, net = one_row(arena([built("json")], VOCABULARY)), network("json")
+    automaton, net = one_row(arena([built("json")], VOCABULARY)), pushdown("json")
     text = '{"a":[' * 32 + '"x",1.5' + "]}" * 32
     state, matcher = begin(automaton), Matcher(net)
     for byte in text.encode():
@@ -244,7 +244,7 @@ def test_nesting_64_deep_is_held():
 
 def test_every_end_of_sequence_id_counts_where_the_text_is_complete_and_only_there():
     ends = [0, EOS, V - 1]
-    automaton = one_row(arena([build.build(network("json"), VOCABULARY, eos_ids=ends, logits=V + 40)], VOCABULARY))
+    automaton = one_row(arena([build.build(pushdown("json"), VOCABULARY, eos_ids=ends, logits=V + 40)], VOCABULARY))
     state = begin(automaton)
     assert not allowed(automaton, state) & {*ends}
     state = advance(automaton, state, VOCABULARY.size - 1)
@@ -313,7 +313,7 @@ def test_a_decoding_loop_ends_with_complete_texts_and_other_machines_compile_not
         )
         for name, tokens, length, reason in zip(names, result.tokens, result.lengths, result.finish_reason, strict=True):
             text = [token for token in tokens[:length].tolist() if token != EOS]
-            matcher = Matcher(network(name))
+            matcher = Matcher(pushdown(name))
             assert matcher.feed(VOCABULARY.join(text)) and matcher.accepts()
             assert reason in (loops.FinishReason.EOS, loops.FinishReason.LENGTH)
 

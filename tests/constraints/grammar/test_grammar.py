@@ -11,7 +11,7 @@ import lark
 import pytest
 
 from mechanex_jax.constraints import grammar
-from mechanex_jax.constraints.automata.pushdown import Matcher, Network
+from mechanex_jax.constraints.automata.pushdown import Matcher, PushdownAutomaton
 from mechanex_jax.errors import ConstraintError
 
 # llama.cpp's grammars/json.gbnf, with any value at the top.
@@ -82,11 +82,11 @@ pair: ESCAPED_STRING ":" value
 
 
 @functools.cache
-def network(text: str) -> Network:
-    return grammar.network(text)
+def pushdown(text: str) -> PushdownAutomaton:
+    return grammar.pushdown_automaton(text)
 
 
-def accepts(net: Network, text: str) -> bool:
+def accepts(net: PushdownAutomaton, text: str) -> bool:
     matcher = Matcher(net)
     matcher.feed(text.encode())
     return matcher.accepts()
@@ -106,8 +106,8 @@ def test_gbnf_json_accepts_what_json_writes():
     for _ in range(120):
         thing = value(rng, 5)
         spaced, plain = json.dumps(thing), json.dumps(thing, ensure_ascii=False, separators=(",", ":"))
-        assert accepts(network(JSON), spaced) and accepts(network(JSON), plain), spaced
-        assert accepts(network(JSON_LARK), json.dumps(thing, indent=2))
+        assert accepts(pushdown(JSON), spaced) and accepts(pushdown(JSON), plain), spaced
+        assert accepts(pushdown(JSON_LARK), json.dumps(thing, indent=2))
 
 
 def test_gbnf_json_rejects_what_json_cannot_read():
@@ -122,12 +122,12 @@ def test_gbnf_json_rejects_what_json_cannot_read():
             json.loads(damaged)
         except ValueError:
             wrong += 1
-            assert not accepts(network(JSON), damaged), damaged
+            assert not accepts(pushdown(JSON), damaged), damaged
     assert wrong > 200
 
 
 def test_recursion_is_not_unrolled_to_a_depth():
-    net = network(JSON)
+    net = pushdown(JSON)
     for depth in (1, 60, 500):
         assert accepts(net, '{"a":[' * depth + "1" + "]}" * depth)
         assert not accepts(net, '{"a":[' * depth + "1" + "]}" * (depth - 1) + "}]")
@@ -170,7 +170,7 @@ def test_sentences_and_their_mutations_are_judged_as_by_earley(text):
     rules: dict[str, list] = {}
     for rule in peer.rules:
         rules.setdefault(str(rule.origin.name), []).append(rule)
-    net, rng, verdicts = grammar.network(text), random.Random(0), [0, 0]
+    net, rng, verdicts = grammar.pushdown_automaton(text), random.Random(0), [0, 0]
     for i in range(160):
         sentence = derive(rules, words, "start", rng, 6)
         if len(sentence) > 50:
@@ -215,7 +215,7 @@ def test_random_grammars_are_held_exactly_or_refused(seed):
     for _ in range(250):
         text = random_grammar(rng)
         try:
-            net = grammar.network(text)
+            net = grammar.pushdown_automaton(text)
         except ConstraintError:
             continue
         held += 1
@@ -259,7 +259,7 @@ def by_hand(rule: str):
     ],
 )
 def test_small_grammars_by_brute_force(rule, text):
-    net = grammar.network(text)
+    net = grammar.pushdown_automaton(text)
     for size in range(9):
         for letters in itertools.product("abc" if size < 7 else "ab", repeat=size):
             word = "".join(letters)
@@ -296,7 +296,7 @@ CASES = [
 
 @pytest.mark.parametrize(("text", "accepted", "rejected"), CASES)
 def test_notation_and_ambiguity(text, accepted, rejected):
-    net = grammar.network(text)
+    net = grammar.pushdown_automaton(text)
     assert [w for w in accepted if not accepts(net, w)] == []
     assert [w for w in rejected if accepts(net, w)] == []
 
@@ -330,4 +330,4 @@ def test_notation_and_ambiguity(text, accepted, rejected):
 )
 def test_errors_say_what_and_where(text, said):
     with pytest.raises(ConstraintError, match=said):
-        grammar.network(text)
+        grammar.pushdown_automaton(text)

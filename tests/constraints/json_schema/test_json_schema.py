@@ -30,12 +30,12 @@ def _cases() -> list:
 
 @pytest.mark.parametrize(("schema", "valid", "invalid"), _cases())
 def test_keyword_accepts_the_valid_and_rejects_the_invalid(schema, valid, invalid):
-    network = json_schema.network(schema)
+    pushdown = json_schema.pushdown_automaton(schema)
     for value in valid:
         for ascii_only in (True, False):
-            assert accepts(network, written(reorder(schema, value), ascii_only)), value
+            assert accepts(pushdown, written(reorder(schema, value), ascii_only)), value
     for value in invalid:
-        assert not accepts(network, written(reorder(schema, value))), value
+        assert not accepts(pushdown, written(reorder(schema, value))), value
 
 
 @pytest.mark.parametrize(
@@ -52,8 +52,8 @@ def test_random_walks_are_valid(schema, valid, invalid):
     kind = validator_for(schema, default=jsonschema.Draft202012Validator)
     exact = json.loads(json.dumps(schema), parse_float=Decimal)
     checker = kind(exact, format_checker=kind.FORMAT_CHECKER)
-    network = json_schema.network(schema)
-    walker = Walker(network, seed=0)
+    pushdown = json_schema.pushdown_automaton(schema)
+    walker = Walker(pushdown, seed=0)
     for steps in (0, 3, 10, 30):
         try:
             value = read(text := walker.text(steps))
@@ -63,26 +63,26 @@ def test_random_walks_are_valid(schema, valid, invalid):
 
 
 def test_an_escaped_alias_of_a_listed_key_is_no_way_around_it():
-    network = json_schema.network({"properties": {"a": {"type": "integer"}}})
-    assert accepts(network, '{"a":1}')
+    pushdown = json_schema.pushdown_automaton({"properties": {"a": {"type": "integer"}}})
+    assert accepts(pushdown, '{"a":1}')
     for key in (r"\u0061", r"\u0061\u0062"):
-        assert not accepts(network, f'{{"{key}":"x"}}')
-    assert accepts(network, r'{"\u00e9":"x"}') and accepts(network, '{"é":"x"}')
+        assert not accepts(pushdown, f'{{"{key}":"x"}}')
+    assert accepts(pushdown, r'{"\u00e9":"x"}') and accepts(pushdown, '{"é":"x"}')
 
 
 def test_escapes_of_free_strings_are_all_of_jsons():
-    network = json_schema.network({"type": "string", "maxLength": 2})
+    pushdown = json_schema.pushdown_automaton({"type": "string", "maxLength": 2})
     for text in (r'"\/\u0061"', r'"\ud83d\ude00\b"', '"é\u007f"'):
-        assert accepts(network, text) and len(json.loads(text)) == 2
+        assert accepts(pushdown, text) and len(json.loads(text)) == 2
     for text in (r'"\ud83d"', r'"\ude00"', r'"\x"', '"\n"', '"abc"', r'"\ud83d\u0061"', '"a', "a"):
-        assert not accepts(network, text)
+        assert not accepts(pushdown, text)
 
 
 def test_listed_keys_come_in_order_once_and_before_others():
-    network = json_schema.network({"properties": {"b": {}, "a": True, "c": {"type": "null"}}})
-    assert accepts(network, '{"b":1,"a":1,"c":null,"x":1,"y":2}') and accepts(network, '{"b":1,"c":null}')
+    pushdown = json_schema.pushdown_automaton({"properties": {"b": {}, "a": True, "c": {"type": "null"}}})
+    assert accepts(pushdown, '{"b":1,"a":1,"c":null,"x":1,"y":2}') and accepts(pushdown, '{"b":1,"c":null}')
     for text in ('{"a":1,"b":1}', '{"b":1,"b":1}', '{"x":1,"a":1}', '{"c":null,"x":1,"c":1}'):
-        assert not accepts(network, text)
+        assert not accepts(pushdown, text)
 
 
 def test_parts_of_an_all_of_may_be_mixed_but_names_come_once():
@@ -90,14 +90,14 @@ def test_parts_of_an_all_of_may_be_mixed_but_names_come_once():
         {"properties": {"a": {"type": "integer"}, "b": {}}, "required": ["a"]},
         {"properties": {"c": {}, "a": {"minimum": 3}}},
     ]
-    network = json_schema.network({"allOf": parts})
-    assert all(accepts(network, text) for text in ('{"a":3,"b":1,"c":2}', '{"c":2,"a":3}', '{"a":3,"c":1,"b":0,"z":0}'))
-    assert not any(accepts(network, text) for text in ('{"a":3,"a":3}', '{"a":2,"c":1}', '{"c":1}', '{"a":3,"c":1,"c":1}'))
+    pushdown = json_schema.pushdown_automaton({"allOf": parts})
+    assert all(accepts(pushdown, text) for text in ('{"a":3,"b":1,"c":2}', '{"c":2,"a":3}', '{"a":3,"c":1,"b":0,"z":0}'))
+    assert not any(accepts(pushdown, text) for text in ('{"a":3,"a":3}', '{"a":2,"c":1}', '{"c":1}', '{"a":3,"c":1,"c":1}'))
 
 
 def test_whitespace_is_bounded_and_optional():
     schema = {"properties": {"a": {"items": {"type": "integer"}}}, "additionalProperties": False, "type": "object"}
-    plain, spaced = json_schema.network(schema), json_schema.network(schema, whitespace=True)
+    plain, spaced = json_schema.pushdown_automaton(schema), json_schema.pushdown_automaton(schema, whitespace=True)
     value = {"a": [1, 2, {}][:2]}
     for text in (json.dumps(value), json.dumps(value, indent=4), "{ }", '{"a": []}', '{ "a" :[1 ,2 ] }'):
         assert accepts(spaced, text) == (" :" not in text) and not accepts(plain, text)
@@ -106,11 +106,11 @@ def test_whitespace_is_bounded_and_optional():
 
 
 def test_numbers_are_compared_as_decimals():
-    network = json_schema.network({"maximum": 1.5, "exclusiveMinimum": -0.1})
+    pushdown = json_schema.pushdown_automaton({"maximum": 1.5, "exclusiveMinimum": -0.1})
     for text in ("1.50", "1.5000", "-0", "0.0", "-0.0999", "1.5e0", "1e-07", "-9.99e-2"):
-        assert accepts(network, text)
+        assert accepts(pushdown, text)
     for text in ("1.5000001", "-0.1", "-0.10", "15", "1.6e0", "1e1", "-1e-1", "01", "1.", ".5", "+1"):
-        assert not accepts(network, text)
+        assert not accepts(pushdown, text)
 
 
 @pytest.mark.parametrize("schema", [{"type": "object", "properties": {"n": {"type": "integer"}}}, True])
@@ -121,10 +121,10 @@ def test_schemas_may_be_text_or_models(schema):
             return schema
 
     for other in (json.dumps(schema), Model):
-        assert json_schema.network(other).target.shape == json_schema.network(schema).target.shape
+        assert json_schema.pushdown_automaton(other).target.shape == json_schema.pushdown_automaton(schema).target.shape
 
 
 def test_a_bound_of_100_000_characters_holds():
-    network = json_schema.network({"type": "string", "maxLength": 100_000})
+    pushdown = json_schema.pushdown_automaton({"type": "string", "maxLength": 100_000})
     for text, inside in (("é" * 100_000, True), ("é" * 100_001, False), ("a" * 100_000, True)):
-        assert accepts(network, json.dumps(text, ensure_ascii=False)) == inside
+        assert accepts(pushdown, json.dumps(text, ensure_ascii=False)) == inside

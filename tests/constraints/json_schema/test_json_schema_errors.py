@@ -6,7 +6,7 @@ import pytest
 from schema_tools import accepts
 
 from mechanex_jax.constraints import json_schema
-from mechanex_jax.constraints.automata.dfa import Limits
+from mechanex_jax.constraints.automata.dfa import CompileLimits
 from mechanex_jax.errors import ConstraintError
 
 _ITEMS = {"properties": {"tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}}}
@@ -38,7 +38,7 @@ _ITEMS = {"properties": {"tags": {"type": "array", "items": {"type": "string"}, 
 )
 def test_refusals_say_what_and_where(schema, words):
     with pytest.raises(ConstraintError) as caught:
-        json_schema.network(schema)
+        json_schema.pushdown_automaton(schema)
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -58,14 +58,14 @@ def test_refusals_say_what_and_where(schema, words):
 )
 def test_schemas_that_nothing_satisfies_are_refused(schema):
     with pytest.raises(ConstraintError, match="No value satisfies"):
-        json_schema.network(schema)
+        json_schema.pushdown_automaton(schema)
 
 
 def test_limits_on_states_hold():
     schema = {"type": "array", "maxItems": 5000, "items": {"type": "integer"}}
     with pytest.raises(ConstraintError, match="too large"):
-        json_schema.network(schema, limits=Limits(states=1000))
-    assert accepts(json_schema.network({**schema, "maxItems": 50}), "[1,2]")
+        json_schema.pushdown_automaton(schema, limits=CompileLimits(states=1000))
+    assert accepts(json_schema.pushdown_automaton({**schema, "maxItems": 50}), "[1,2]")
 
 
 def test_annotations_are_ignored():
@@ -77,5 +77,5 @@ def test_annotations_are_ignored():
         "contentEncoding": "base64",
         "$comment": "c",
     }
-    network = json_schema.network({**schema, "format": "unheard-of", "type": "string"})
-    assert accepts(network, '"anything"') and not accepts(network, "3")
+    pushdown = json_schema.pushdown_automaton({**schema, "format": "unheard-of", "type": "string"})
+    assert accepts(pushdown, '"anything"') and not accepts(pushdown, "3")

@@ -11,26 +11,26 @@ from hypothesis import strategies as st
 from schema_tools import SCHEMAS, VALUES, Repeated, Walker, accepts, read, written
 
 from mechanex_jax.constraints import json_schema
-from mechanex_jax.constraints.automata.pushdown import Network
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.errors import ConstraintError
 
 _CHECKS = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 _RANDOM = settings(derandomize=True, deadline=None, database=None, suppress_health_check=_CHECKS)
 
 
-def _network(schema) -> Network | None:
+def _pushdown(schema) -> PushdownAutomaton | None:
     """None if no value is valid; any other refusal is a failure."""
     try:
-        return json_schema.network(schema)
+        return json_schema.pushdown_automaton(schema)
     except ConstraintError as error:
         if "No value satisfies" not in str(error):
             raise
         return None
 
 
-def _in_some_order(network: Network | None, value) -> bool:
+def _in_some_order(pushdown: PushdownAutomaton | None, value) -> bool:
     """Whether the value is accepted with its keys in some order, of which only listed ones matter."""
-    return network is not None and any(accepts(network, written(order)) for order in _orders(value))
+    return pushdown is not None and any(accepts(pushdown, written(order)) for order in _orders(value))
 
 
 def _orders(value: Any) -> Iterator[Any]:
@@ -51,18 +51,18 @@ def _orders(value: Any) -> Iterator[Any]:
 @settings(_RANDOM, max_examples=300)
 @given(SCHEMAS, st.lists(VALUES, min_size=5, max_size=5))
 def test_a_value_is_accepted_exactly_if_it_is_valid(schema, values):
-    network, validator = _network(schema), jsonschema.Draft202012Validator(schema)
+    pushdown, validator = _pushdown(schema), jsonschema.Draft202012Validator(schema)
     for value in values:
-        assert _in_some_order(network, value) == validator.is_valid(value), value
+        assert _in_some_order(pushdown, value) == validator.is_valid(value), value
 
 
 @settings(_RANDOM, max_examples=150)
 @given(SCHEMAS, st.integers(0, 1000))
 def test_random_walks_are_valid(schema, seed):
-    network = _network(schema)
-    assume(network is not None and len(network.target) < 600)
-    assert network is not None
-    walker, validator = Walker(network, seed), jsonschema.Draft202012Validator(schema)
+    pushdown = _pushdown(schema)
+    assume(pushdown is not None and len(pushdown.target) < 600)
+    assert pushdown is not None
+    walker, validator = Walker(pushdown, seed), jsonschema.Draft202012Validator(schema)
     for steps in (0, 5, 15, 40):
         text = walker.text(steps)
         try:

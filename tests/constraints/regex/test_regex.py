@@ -162,7 +162,7 @@ def test_patterns_that_go_wrong_easily(text, words):
 def test_bytes_agree_with_outlines_core(text):
     # A byte that ends the text: that engine stops at the first alternative that matches.
     vocabulary = outlines_core.Vocabulary(999, {bytes([b]): [b] for b in range(256)})
-    peer, network, rng = outlines_core.Index(f"(?:{text})#", vocabulary), regex.network(text), random.Random(0)
+    peer, pushdown, rng = outlines_core.Index(f"(?:{text})#", vocabulary), regex.pushdown_automaton(text), random.Random(0)
     alphabet = "ab0.9cé😀ÿ_Zà".encode()
     words = [bytes(rng.choices(alphabet, k=rng.randint(0, 5))) for _ in range(1500)]
     words += ["".join(rng.choices("ab0.9cé😀ÿ_Zà", k=rng.randint(0, 4))).encode() for _ in range(1500)]
@@ -170,7 +170,7 @@ def test_bytes_agree_with_outlines_core(text):
         state: int | None = peer.get_initial_state()
         for byte in word + b"#":
             state = None if state is None else peer.get_next_state(state, byte)
-        matcher = Matcher(network)
+        matcher = Matcher(pushdown)
         matcher.feed(word)
         assert matcher.accepts() == (state is not None and peer.is_final_state(state)), word
 
@@ -193,20 +193,20 @@ def test_bytes_agree_with_outlines_core(text):
 )
 def test_what_is_not_held_is_named_with_its_position(text, name, position):
     with pytest.raises(ConstraintError, match=rf"(?s){name}.*") as error:
-        regex.network(text)
+        regex.pushdown_automaton(text)
     assert f"position {position}" in str(error.value)
 
 
 @pytest.mark.parametrize("text", ["[^\\s\\S]", "a\\bb", "$a", "[\ud800]"])
 def test_a_pattern_without_texts_is_refused(text):
     with pytest.raises(ConstraintError, match="No text matches"):
-        regex.network(text)
+        regex.pushdown_automaton(text)
 
 
 @pytest.mark.parametrize("text", ["(a|b)*a(a|b){20}", "(?:a{0,900}){900}", ".*a.{25}x.*"])
 def test_explosion_is_refused(text):
     with pytest.raises(ConstraintError, match="too large"):
-        regex.network(text)
+        regex.pushdown_automaton(text)
 
 
 def test_a_bounded_gap_in_a_search_needs_no_more_states_than_its_length():

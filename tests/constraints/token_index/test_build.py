@@ -20,7 +20,7 @@ from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 EOS = 257
 VOCABULARY = machines.byte_vocabulary(machines.JSON_TOKENS)
-NETWORKS = {
+AUTOMATA = {
     "json": machines.json_any,
     "lists": machines.lists_with_a_fraction,
     "words": machines.words,
@@ -28,8 +28,8 @@ NETWORKS = {
 }
 
 
-def build(network, vocabulary=VOCABULARY, eos_ids=(EOS,), **options):
-    return tables.build(network, vocabulary, eos_ids=eos_ids, **options)
+def build(pushdown, vocabulary=VOCABULARY, eos_ids=(EOS,), **options):
+    return tables.build(pushdown, vocabulary, eos_ids=eos_ids, **options)
 
 
 def some_words(count: int, seed: int) -> list[bytes]:
@@ -59,18 +59,18 @@ def test_a_trie_holds_every_string_at_the_end_of_its_path():
 @pytest.mark.parametrize("seed", range(12))
 def test_distances_are_those_of_a_breadth_first_search_over_tokens(seed):
     vocabulary = machines.byte_vocabulary(some_words(8, seed), b"abc")
-    network = machines.random_machine(seed, states=12)
-    if not network.start:
+    pushdown = machines.random_machine(seed, states=12)
+    if not pushdown.start:
         return
-    built = tables.build(network, vocabulary, eos_ids=[4])
-    known = machines.shortest(network, vocabulary)
-    assert built.distance[1:].min(axis=1).tolist() == [known[state] for state in range(1, len(network.label))]
-    assert built.minimum == known[network.start]
+    built = tables.build(pushdown, vocabulary, eos_ids=[4])
+    known = machines.shortest(pushdown, vocabulary)
+    assert built.distance[1:].min(axis=1).tolist() == [known[state] for state in range(1, len(pushdown.label))]
+    assert built.minimum == known[pushdown.start]
 
 
 def test_the_random_machines_are_not_trivial():
     found = [machines.random_machine(seed, states=12) for seed in range(12)]
-    assert sum(len(network.label) > 6 for network in found) >= 8
+    assert sum(len(pushdown.label) > 6 for pushdown in found) >= 8
 
 
 def test_distances_add_up_over_calls():
@@ -121,16 +121,16 @@ def test_end_of_sequence_ids_are_never_text_even_if_they_spell_some():
     rule = builder.rule("root")
     builder.edge(builder.start(rule), byte_mask(b"ab"), builder.state(rule, 0))
     vocabulary = Vocabulary.from_tokens([b"a", b"b", None])
-    network = builder.finish(rule)
-    compiled = Compiled(network, vocabulary, tables.build(network, vocabulary, eos_ids=[1, 2]))
+    pushdown = builder.finish(rule)
+    compiled = Compiled(pushdown, vocabulary, tables.build(pushdown, vocabulary, eos_ids=[1, 2]))
     assert compiled.allowed("").tolist() == [0]
     assert compiled.allowed("a").tolist() == [1, 2]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", AUTOMATA)
 def test_host_masks_are_those_of_the_tokens_one_by_one(name):
-    network = NETWORKS[name]()
-    compiled = Compiled(network, VOCABULARY, build(network))
+    pushdown = AUTOMATA[name]()
+    compiled = Compiled(pushdown, VOCABULARY, build(pushdown))
     prefixes = {
         "json": ["", '{"a":', "[[1", '["a","\\', '{"a":[1.5,{"b":null}', "12", "]", '"é'],
         "lists": ["", "[1", "[1.5", "[1,[2.5]", "[[1.0],[", "[[1]"],
@@ -138,9 +138,9 @@ def test_host_masks_are_those_of_the_tokens_one_by_one(name):
         "chain": ["", '"', '"a', '"aaé', '"' + "a" * 28, '"' + "a" * 30, '"aaa"'],
     }[name]
     for prefix in prefixes:
-        matcher = Matcher(network)
+        matcher = Matcher(pushdown)
         alive = matcher.feed(prefix.encode())
-        want = machines.everything_allowed(network, VOCABULARY, matcher) if alive else frozenset()
+        want = machines.everything_allowed(pushdown, VOCABULARY, matcher) if alive else frozenset()
         ends = {EOS} if alive and matcher.accepts() else set()
         assert set(compiled.allowed(prefix).tolist()) == want | ends, prefix
         assert compiled.matches(prefix) == bool(ends)
@@ -157,11 +157,11 @@ def same(a: tables.Tables, b: tables.Tables) -> bool:
     return True
 
 
-def get(folder, network=None, calls=None, kind="regex", source="x", vocabulary=VOCABULARY, **options):
+def get(folder, pushdown=None, calls=None, kind="regex", source="x", vocabulary=VOCABULARY, **options):
     def make():
         if calls is not None:
             calls.append(source)
-        return network or machines.json_any()
+        return pushdown or machines.json_any()
 
     return cache.cached(kind, source, make, vocabulary, eos_ids=[EOS], folder=folder, **options)
 
@@ -215,14 +215,14 @@ def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(tmp_path):
 
 
 def test_several_writers_leave_one_whole_file(tmp_path):
-    networks = {source: NETWORKS[source]() for source in ("json", "words")}
+    pushdowns = {source: AUTOMATA[source]() for source in ("json", "words")}
 
     def work(index: int) -> bool:
         source = ("json", "words")[index % 2]
         cache.forget()
-        return same(get(tmp_path, networks[source], source=source).tables, expected[source])
+        return same(get(tmp_path, pushdowns[source], source=source).tables, expected[source])
 
-    expected = {source: build(network) for source, network in networks.items()}
+    expected = {source: build(pushdown) for source, pushdown in pushdowns.items()}
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         assert all(pool.map(work, range(24)))
     assert len(list(tmp_path.iterdir())) == 2

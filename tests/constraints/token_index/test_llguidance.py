@@ -148,8 +148,8 @@ def token_bytes(ours) -> list[bytes]:
 
 def compiled(tokenizer: Tokenizer, kind: str, source) -> Compiled:
     front = FRONT_ENDS[kind]
-    network = front.network(front.read(source, False))
-    return Compiled(network, tokenizer.vocabulary, build.build(network, tokenizer.vocabulary, eos_ids=tokenizer.eos_ids))
+    pushdown = front.compile(front.read(source, False))
+    return Compiled(pushdown, tokenizer.vocabulary, build.build(pushdown, tokenizer.vocabulary, eos_ids=tokenizer.eos_ids))
 
 
 def matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:

@@ -107,12 +107,12 @@ def built(vocabularies):
     @functools.cache
     def build(kind: str, name: str):
         front, source, _ = CONSTRAINTS[name]
-        network = FRONT_ENDS[front].network(FRONT_ENDS[front].read(source, False))
+        pushdown = FRONT_ENDS[front].compile(FRONT_ENDS[front].read(source, False))
         vocabulary, eos = vocabularies[kind]
-        found = tables.build(network, vocabulary, eos_ids=[eos])
+        found = tables.build(pushdown, vocabulary, eos_ids=[eos])
         automaton = arena([found], vocabulary)
         one = {field: getattr(automaton, field)[0] for field in ("start", "free", "limit", "ends", "classes")}
-        return network, found, jax.device_put(dataclasses.replace(automaton, **one))
+        return pushdown, found, jax.device_put(dataclasses.replace(automaton, **one))
 
     return build
 
@@ -195,11 +195,11 @@ def test_whatever_is_chosen_the_text_is_one_that_is_asked_for(vocabularies, buil
 @pytest.mark.parametrize("name", CONSTRAINTS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_are_those_of_the_tokens_one_by_one(vocabularies, built, kind, name):
-    (vocabulary, eos), (network, found, automaton) = vocabularies[kind], built(kind, name)
+    (vocabulary, eos), (pushdown, found, automaton) = vocabularies[kind], built(kind, name)
     rng, plenty = np.random.default_rng(11), 1_000_000
     tokens = walk(automaton, vocabulary, eos, found.minimum + 12, rng)
     looked_at = {0, len(tokens), *rng.choice(len(tokens), min(2, len(tokens)), replace=False).tolist()}
-    matcher, state = Matcher(network), automaton.init(None, None)
+    matcher, state = Matcher(pushdown), automaton.init(None, None)
     for index in range(len(tokens) + 1):
         if index in looked_at:
             mask = set(np.flatnonzero(_mask(automaton, state, jnp.int32(plenty))).tolist())
