@@ -17,7 +17,7 @@ import numpy as np
 
 from mechanex_jax import rows
 from mechanex_jax.progress import Report, silent
-from mechanex_jax.steering.examples import Batch, Example, batches
+from mechanex_jax.steering.examples import Example, ExampleBatch, batches
 
 if TYPE_CHECKING:
     from mechanex_jax.architectures import Model
@@ -94,7 +94,7 @@ def _without(example: Example, count: int) -> Example:
     return dataclasses.replace(example, tokens=example.tokens[count:], start=example.start - count)
 
 
-def _answer_weights(batch: Batch, samples: int) -> np.ndarray:
+def _answer_weights(batch: ExampleBatch, samples: int) -> np.ndarray:
     """[B, K, S]: for 0 samples the mean over each answer (K = 1), else up to K single tokens, evenly spread, the rest zero."""
     answers = batch.answers()
     counts = answers.sum(-1)
@@ -144,7 +144,7 @@ def _enter(model: Any, past: Any, tokens: jax.Array, lengths: jax.Array, layer: 
     return jax.lax.index_in_dim(_behind(model, past, tokens, lengths, "resid_pre"), layer, axis=1, keepdims=False)
 
 
-def head(loaded: Any, batch: Batch, layer: int) -> jax.Array:
+def head(loaded: Any, batch: ExampleBatch, layer: int) -> jax.Array:
     """The residual stream [B, S, D] as it enters `layer`; the layers from there on don't run."""
     with jax.default_device(loaded.device):
         return _enter(part(loaded.model, 0, layer + 1), None, batch.tokens, batch.lengths, layer)

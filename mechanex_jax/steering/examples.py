@@ -203,7 +203,7 @@ def examples(loaded: Any, data: Data, *, chat: bool = False, ended: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class ExampleBatch:
     """Examples that run together, padded on the right, and with rows of length 1 that mean nothing.
 
     Attributes:
@@ -229,7 +229,7 @@ def width(length: int) -> int:
     return power * 3 // 4 if power > 16 and length <= power * 3 // 4 else power
 
 
-def batches(rows: Sequence[Example], *, positions: int = 2048) -> Iterator[Batch]:
+def batches(rows: Sequence[Example], *, positions: int = 2048) -> Iterator[ExampleBatch]:
     """All examples, longest first, `positions` (rows times width) at a time."""
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
     first = 0
@@ -242,13 +242,13 @@ def batches(rows: Sequence[Example], *, positions: int = 2048) -> Iterator[Batch
         first += most
 
 
-def pad(rows: Sequence[Example], indices: np.ndarray, count: int, size: int) -> Batch:
+def pad(rows: Sequence[Example], indices: np.ndarray, count: int, size: int) -> ExampleBatch:
     """A batch of `count` rows and `size` positions."""
     tokens, lengths, starts = np.zeros((count, size), np.int32), np.ones(count, np.int32), np.ones(count, np.int32)
     for index, row in enumerate(rows):
         tokens[index, : len(row.tokens)] = row.tokens
         lengths[index], starts[index] = len(row.tokens), row.start
-    return Batch(indices, tokens, lengths, starts)
+    return ExampleBatch(indices, tokens, lengths, starts)
 
 
 def layers_of(layer_idxs: Any, depth: int) -> tuple[int, ...]:

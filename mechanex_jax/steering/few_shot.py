@@ -12,7 +12,7 @@ import numpy as np
 
 from mechanex_jax import edits, rows
 from mechanex_jax.steering import activations
-from mechanex_jax.steering.examples import Batch, Example, pad
+from mechanex_jax.steering.examples import Example, ExampleBatch, pad
 from mechanex_jax.steering.method_types import Made, Task
 
 _POSITIONS = 512  # rows times width of a training step: logits of that many positions are in memory
@@ -69,7 +69,7 @@ def _step(relative, state, rates, model, hidden, batch, site, layers):
     return relative / jnp.maximum(length, 1.0), state, value, norms
 
 
-def fields(batch: Batch, examples: Sequence[Example]) -> dict[str, np.ndarray]:
+def fields(batch: ExampleBatch, examples: Sequence[Example]) -> dict[str, np.ndarray]:
     """What `loss` takes of a batch of these examples."""
     sign = np.zeros(len(batch.tokens), np.float32)
     sign[: len(batch.indices)] = [1 if examples[i].positive else -1 for i in batch.indices]

@@ -34,7 +34,7 @@ def caa(task: Task) -> Made:
 
 
 @dataclasses.dataclass(frozen=True)
-class Method:
+class SteeringMethod:
     """Attributes:
     name: as the user writes it.
     make: the function.
@@ -56,14 +56,14 @@ METHODS = {
     method.name: method
     for method in (
         # An answer's manner shows early, and training on long ones would cost the most.
-        Method("few-shot", few_shot, False, False, 16, {"steps": 16, "max_norm": 0.4, "learning_rate": 0.25}),
-        Method("caa", caa, True),
-        Method("steering-perceptrons", perceptrons, True, reads={"steps": 300, "hidden": 16, "learning_rate": 1e-2}),
+        SteeringMethod("few-shot", few_shot, False, False, 16, {"steps": 16, "max_norm": 0.4, "learning_rate": 0.25}),
+        SteeringMethod("caa", caa, True),
+        SteeringMethod("steering-perceptrons", perceptrons, True, reads={"steps": 300, "hidden": 16, "learning_rate": 1e-2}),
     )
 }
 
 
-def method(name: Any) -> Method:
+def method(name: Any) -> SteeringMethod:
     """The method of this name.
 
     Raises:
@@ -76,7 +76,7 @@ def method(name: Any) -> Method:
     return found
 
 
-def settings(chosen: Method, given: dict[str, Any]) -> dict[str, Any]:
+def settings(chosen: SteeringMethod, given: dict[str, Any]) -> dict[str, Any]:
     """A method's settings: what is given over its defaults. None is not given.
 
     Raises:

@@ -16,7 +16,7 @@ from mechanex_jax.steering import examples as data
 from mechanex_jax.steering import pairs as pair_writer
 from mechanex_jax.steering.reference_texts import TEXTS
 from mechanex_jax.steering.vector import SteeringVector
-from mechanex_jax.steering.vectors import Library
+from mechanex_jax.steering.vectors import SavedVectors
 from mechanex_jax.validation import check_seed, flag, integer
 
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -26,7 +26,7 @@ def _shown(progress: bool | None) -> bool:
     return sys.stderr.isatty() if progress is None else progress
 
 
-class Steering(Library):
+class Steering(SavedVectors):
     """Steering vectors in one session: made, kept, measured.
 
     Args:

@@ -25,7 +25,7 @@ class Session(Protocol):
         ...
 
 
-class Library:
+class SavedVectors:
     """The steering vectors of one session: kept by id, read from and written to files.
 
     Args:
