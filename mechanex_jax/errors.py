@@ -39,7 +39,7 @@ class NotLocalError(MechanexError, NotImplementedError):
     """The call resolves to something that this build cannot do (yet): the message names the argument and the way out."""
 
 
-class Said(str):
+class Verbatim(str):
     """Words that describe a value, shown in an error as they are."""
 
     __slots__ = ()
@@ -47,7 +47,7 @@ class Said(str):
 
 
 def expected(argument: str, got: Any, expected: str, action: str = "") -> ArgumentError:
-    """The one form of an argument error: got (the value, or `Said` words about it), expected, what to do."""
+    """The one form of an argument error: got (the value, or `Verbatim` words about it), expected, what to do."""
     shown = repr(got)
     if len(shown) > 120:
         shown = shown[:117] + "..."

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from mechanex_jax.cli.base import json_file, print_json, text_file
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 
 app = typer.Typer(no_args_is_help=True, help="Look at constraints before using them.")
 
@@ -34,7 +34,7 @@ def check(
       mechanex-jax constraint check --regex "[0-9]{4}-[0-9]{2}"
     """
     if (file is None) == (regex is None):
-        raise expected("constraint", Said("both" if file else "nothing"), "a FILE or --regex PATTERN")
+        raise expected("constraint", Verbatim("both" if file else "nothing"), "a FILE or --regex PATTERN")
     from mechanex_jax import checkpoints
     from mechanex_jax.constraints import compiler
     from mechanex_jax.constraints.token_index import build

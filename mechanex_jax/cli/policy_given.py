@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mechanex_jax.cli import base
-from mechanex_jax.errors import ArgumentError, Said, expected
+from mechanex_jax.errors import ArgumentError, Verbatim, expected
 
 
 def _from_schema(option: str) -> Any:
@@ -83,7 +83,7 @@ def prompts(given: str) -> list[str]:
     else:
         found = [given]
     if not found:
-        raise expected("PROMPTS", Said(f"no prompt in {given}"), "at least one")
+        raise expected("PROMPTS", Verbatim(f"no prompt in {given}"), "at least one")
     return [checked(prompt) for prompt in found]
 
 

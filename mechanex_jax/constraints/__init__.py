@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 
 
 def compile(
@@ -42,7 +42,7 @@ def compile(
     given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
     chosen = [(kind, source) for kind, source in given.items() if source is not None]
     if len(chosen) != 1:
-        raise expected("compile", Said(f"{len(chosen)} constraints"), "one of json_schema, regex and grammar")
+        raise expected("compile", Verbatim(f"{len(chosen)} constraints"), "one of json_schema, regex and grammar")
     for kind, source in chosen:
         if kind != "json_schema" and not isinstance(source, str):
             raise expected(kind, source, "a string")

@@ -10,7 +10,7 @@ from typing import Any
 from mechanex_jax.constraints import cache
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.compiled import Compiled
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.storage.paths import cache_folder
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
@@ -100,7 +100,7 @@ class Target:
             return cls(given, (), given.size)
         tokenizer = getattr(given, "tokenizer", given)
         if not isinstance(getattr(tokenizer, "vocabulary", None), Vocabulary):
-            raise expected("tokenizer", Said(type(given).__name__), "what mx.load returns, its .tokenizer, or a Vocabulary")
+            raise expected("tokenizer", Verbatim(type(given).__name__), "what mx.load returns, its .tokenizer, or a Vocabulary")
         vocabulary = tokenizer.vocabulary
         model = getattr(given, "model", None)
         return cls(vocabulary, tokenizer.eos_ids, model.spec.vocabulary if model is not None else vocabulary.size)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 
 # Squared norms on the device are at least this, so that an activation or a vector of 0 gives no NaN, in a gradient neither: the
 # square of its inverse is still a float32.
@@ -34,7 +34,7 @@ def numbers(name: str, value: Any) -> Any:
     except (TypeError, ValueError) as error:
         raise expected(name, value, "numbers") from error
     if not np.isfinite(array).all():
-        raise expected(name, Said("NaN or infinity"), "finite numbers")
+        raise expected(name, Verbatim("NaN or infinity"), "finite numbers")
     return array
 
 
@@ -42,7 +42,7 @@ def per_row(name: str, value: Any) -> Any:
     """`numbers` of which there is one, or one per row [B]."""
     array = numbers(name, value)
     if array.ndim > 1 or not array.size:
-        raise expected(name, Said(f"shape {array.shape}"), "a number, or one per row [B]")
+        raise expected(name, Verbatim(f"shape {array.shape}"), "a number, or one per row [B]")
     return array
 
 
@@ -84,16 +84,16 @@ def entries(name: str, value: Any, axes: str, layers: np.ndarray) -> Any:
     lead = array.shape[: array.ndim - rank]
     if array.ndim - rank not in (1, 2) or lead[-1] != count or not array.size:
         one = f"[{', '.join(axes.split())}]" if rank else "a number"
-        raise expected(name, Said(f"shape {given}"), f"{one} for each of the layers {layers.tolist()}")
+        raise expected(name, Verbatim(f"shape {given}"), f"{one} for each of the layers {layers.tolist()}")
     if len(lead) == 2 and layers.ndim == 2 and lead[0] != len(layers):
-        raise expected(name, Said(f"{lead[0]} rows"), f"{len(layers)}, as layer has")
+        raise expected(name, Verbatim(f"{lead[0]} rows"), f"{len(layers)}, as layer has")
     return array
 
 
 def same(name: str, axis: str, got: int, other: str, wanted: int) -> None:
     """Raise unless an axis of one argument is as long as that of another."""
     if got != wanted:
-        raise expected(name, Said(f"{axis} = {got}"), f"{wanted}, as {other} has")
+        raise expected(name, Verbatim(f"{axis} = {got}"), f"{wanted}, as {other} has")
 
 
 def unit(name: str, vectors: Any, layers: np.ndarray) -> tuple[Any, Any]:
@@ -108,5 +108,5 @@ def unit(name: str, vectors: Any, layers: np.ndarray) -> tuple[Any, Any]:
     wide = np.asarray(vectors, np.float64)
     length = np.linalg.norm(wide, axis=-1)
     if ((length == 0) & (layers >= 0)).any():
-        raise expected(name, Said("a vector of length 0"), "vectors that have a direction")
+        raise expected(name, Verbatim("a vector of length 0"), "vectors that have a direction")
     return (wide / np.where(length == 0, 1, length)[..., None]).astype(np.float32), length.astype(np.float32)

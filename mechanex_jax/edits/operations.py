@@ -15,7 +15,7 @@ from mechanex_jax import rows
 from mechanex_jax.edits.arguments import SMALLEST_SQUARE, entries, layers_of, numbers, same, unit
 from mechanex_jax.edits.base import Where, check, checked_site, compose
 from mechanex_jax.edits.schedule import when
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 
 
 @rows.row_tree
@@ -51,7 +51,7 @@ class Operation:
 
     def _check_width(self, width: int) -> None:
         if self.vectors.shape[-1] != width:
-            raise expected("vector", Said(f"width {self.vectors.shape[-1]}"), f"{width}, the width of this model")
+            raise expected("vector", Verbatim(f"width {self.vectors.shape[-1]}"), f"{width}, the width of this model")
 
 
 @rows.row_tree
@@ -173,9 +173,9 @@ def clamp(
     units, lengths = unit("vector", entries("vector", vector, "D", layers), layers)
     values = numbers("value", value)
     if values.ndim > 2 or (values.ndim == 2 and values.shape[1] != layers.shape[-1]):
-        raise expected("value", Said(f"shape {values.shape}"), "a number, one per row [B], or one per row and layer [B, N]")
+        raise expected("value", Verbatim(f"shape {values.shape}"), "a number, one per row [B], or one per row and layer [B, N]")
     if values.ndim and lengths.ndim == 2 and len(values) not in (1, len(lengths)):
-        raise expected("value", Said(f"{len(values)} rows"), f"{len(lengths)}, as vector has")
+        raise expected("value", Verbatim(f"{len(values)} rows"), f"{len(lengths)}, as vector has")
     targets = (values[:, None] if values.ndim == 1 else values) * lengths
     return Clamp(checked_site(site), when(layers, strength, scope, decay), units, targets)
 

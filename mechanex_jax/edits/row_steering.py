@@ -14,7 +14,7 @@ from mechanex_jax.edits.base import SITES, Edit
 from mechanex_jax.edits.gates import Gate, gate
 from mechanex_jax.edits.operations import Add, add
 from mechanex_jax.edits.schedule import EVERYWHERE, Scope
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 
 
 class Gated(NamedTuple):
@@ -82,7 +82,7 @@ class Steering:
           ArgumentError: they act at different positions.
         """
         if self.scope != other.scope:
-            raise expected("scope", Said("two of them"), "one for all that steers a row", "Scope the sum.")
+            raise expected("scope", Verbatim("two of them"), "one for all that steers a row", "Scope the sum.")
         total = {site: dict(found) for site, found in self.additions.items()}
         for site, found in other.additions.items():
             here = total.setdefault(site, {})
@@ -133,7 +133,7 @@ def parse_steering(vectors: Any, width: int, layers: int) -> Steering:
         place = place_of(name, layers, "steering_vector")
         site, index = place
         if place in names:
-            both = Said(f"layer {index} twice, as {names[place]!r} and as {name!r}")
+            both = Verbatim(f"layer {index} twice, as {names[place]!r} and as {name!r}")
             raise expected("steering_vector", both, f"one vector for {site} of each layer", "Add the two up.")
         names[place] = name
         vector = numbers(f"steering_vector[{name!r}]", value)
@@ -156,7 +156,9 @@ def _table(chosen: Sequence[Mapping[int, np.ndarray]], width: int) -> tuple[np.n
     for row, by_layer in enumerate(chosen):
         for slot, (layer, vector) in enumerate(sorted(by_layer.items())):
             if vector.shape != (width,):
-                raise expected("steering", Said(f"a vector of shape {vector.shape}"), f"({width},), the width of this model")
+                raise expected(
+                    "steering", Verbatim(f"a vector of shape {vector.shape}"), f"({width},), the width of this model"
+                )
             layers[row, slot], matrix[row, slot] = layer if vector.any() else -1, vector
     return layers, matrix
 

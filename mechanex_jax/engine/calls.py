@@ -13,7 +13,7 @@ from mechanex_jax.engine.batch import Completion, Request
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.run import MICRO_BATCH, row_keys, run
 from mechanex_jax.engine.run import stream as stream_pieces
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.rows import take_rows
 from mechanex_jax.validation import check_seed
 
@@ -44,7 +44,7 @@ def seeds_of(seed: Any, rows: int) -> tuple[Sequence[int], Sequence[int]]:
     """(seed, index) of each row: one seed counts rows, a list gives every row the first draw of its own seed."""
     several = isinstance(seed, (list, tuple))
     if several and len(seed) != rows:
-        raise expected("seed", Said(f"{len(seed)} seeds"), f"one seed, or a list of {rows} (one per prompt)")
+        raise expected("seed", Verbatim(f"{len(seed)} seeds"), f"one seed, or a list of {rows} (one per prompt)")
     for value in seed if several else [seed]:
         check_seed(value)
     if several:

@@ -10,7 +10,7 @@ from typing import Any
 
 from mechanex_jax.edits import Scope, scope
 from mechanex_jax.engine.methods import METHODS, SamplingMethod, method
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.validation import Check, flag, integer, number, text
 
 # Arguments whose documented default is None and that belong to a method (the others, None too, go with every method).
@@ -75,7 +75,7 @@ class GenerationConfig:
             if value is not None:
                 check(name, value)
         if self.policy is not None and self.policy_id is not None:
-            raise expected("policy and policy_id", Said("both"), "one at most", "Leave out the other.")
+            raise expected("policy and policy_id", Verbatim("both"), "one at most", "Leave out the other.")
         if self.names_policy:  # then the method is the policy's, and so is what goes with it
             return
         for name in sorted(_OF_METHODS - chosen.reads):
@@ -93,7 +93,7 @@ class GenerationConfig:
             raise expected("min_tokens", self.min_tokens, f"at most max_tokens, {self.max_tokens}")
         given = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
         if len(given) > 1:
-            raise expected(" and ".join(given), Said(f"{len(given)} constraints"), "one at most", "Put them into one.")
+            raise expected(" and ".join(given), Verbatim(f"{len(given)} constraints"), "one at most", "Put them into one.")
         if chosen.constrained and not given:
             raise expected(
                 "sampling_method", chosen.name, "json_schema, regex_pattern or grammar with it", "Say what the text must be."
@@ -346,7 +346,7 @@ def per_row(arguments: Mapping[str, Any], rows: int) -> list[GenerationConfig]:
         elif len(value) == rows:
             columns[name] = value
         else:
-            raise expected(name, Said(f"{len(value)} values"), f"one value, or a list of {rows} (one per prompt)")
+            raise expected(name, Verbatim(f"{len(value)} values"), f"one value, or a list of {rows} (one per prompt)")
     if not columns:  # the usual case: validate once
         return [GenerationConfig(**common)] * rows
     return [_row(index, {**common, **{name: column[index] for name, column in columns.items()}}) for index in range(rows)]

@@ -12,7 +12,7 @@ from mechanex_jax.constraints import compiler
 from mechanex_jax.edits import Scope, Steering, parse_steering, place_of, scope
 from mechanex_jax.engine.batch import Request
 from mechanex_jax.engine.config import GenerationConfig
-from mechanex_jax.errors import ArgumentError, Said, expected
+from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.loading import LoadedModel
 
 
@@ -85,7 +85,7 @@ def _tokens(loaded: LoadedModel, prompt: Any, config: GenerationConfig, name: st
     if len(tokens) >= spec.context:
         raise expected(
             name,
-            Said(f"{len(tokens)} tokens"),
+            Verbatim(f"{len(tokens)} tokens"),
             f"at most {spec.context - 1}, the context of {loaded.name} less one",
             "Shorten it.",
         )
@@ -126,7 +126,7 @@ def _members(
     for argument in ("logit_bias", "constraint"):
         if getattr(config, argument) is not None:
             wanted = f"None beside {others[0].name}, which has another tokenizer than {loaded.name}"
-            raise expected(argument, Said("what is made for one tokenizer"), wanted, "Give constraints as text.")
+            raise expected(argument, Verbatim("what is made for one tokenizer"), wanted, "Give constraints as text.")
     return tuple(_member(partner, prompt, config, name) for partner in partners)
 
 
@@ -202,11 +202,11 @@ def _constraint(loaded: LoadedModel, config: GenerationConfig, room: int) -> Any
     tables = (source.compiled if kind == "compiled" else compiler.compiled(kind, source, whitespace, target)).tables
     if (tables.vocabulary, tables.size) != (target.vocabulary.fingerprint, target.logits):
         wanted = f"one for that of {loaded.name}"
-        raise expected("constraint", Said("one for another tokenizer"), wanted, "Compile it for this model.")
+        raise expected("constraint", Verbatim("one for another tokenizer"), wanted, "Compile it for this model.")
     if tables.minimum > room:
         raise expected(
             "max_tokens",
-            Said(f"room for {room} tokens"),
+            Verbatim(f"room for {room} tokens"),
             f"at least {tables.minimum}, which the shortest text that the constraint allows may take",
             "Raise max_tokens, or shorten the prompt.",
         )

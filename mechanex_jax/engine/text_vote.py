@@ -16,7 +16,7 @@ import numpy as np
 from mechanex_jax import loops
 from mechanex_jax.checkpoints import Tokenizer
 from mechanex_jax.engine.batch import Batch, Completion
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.loops.prefill import bucket
 
 _MEMBER = 0x3E3BE2  # sets the members' random numbers apart from each other's steps
@@ -51,7 +51,7 @@ def text_vote(batch: Batch) -> list[Completion]:
     """
     if batch.transform is not None:
         raise expected(
-            "transform", Said("one for a single vocabulary"), "None in an ensemble of several tokenizers", "Leave it out."
+            "transform", Verbatim("one for a single vocabulary"), "None in an ensemble of several tokenizers", "Leave it out."
         )
     config = batch.requests[0].config
     weights = np.ones(1 + len(batch.requests[0].members)) if config.ensemble_weights is None else config.ensemble_weights

@@ -19,7 +19,7 @@ from jaxtyping import Float32, Int32
 
 from mechanex_jax import rows
 from mechanex_jax.edits import compose
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.loops.autoregressive import (
     Carry,
     DecodeResult,
@@ -188,12 +188,12 @@ def ensemble_model(
     """
     members = tuple(getattr(model, "model", model) for model in models)
     if not members:
-        raise expected("models", Said("none"), "at least one model")
+        raise expected("models", Verbatim("none"), "at least one model")
     sizes = [model.spec.vocabulary for model in members]
     if len(set(sizes)) > 1:
         raise expected(
             "models",
-            Said(f"vocabularies of {', '.join(map(str, sizes))} tokens"),
+            Verbatim(f"vocabularies of {', '.join(map(str, sizes))} tokens"),
             "models that share one tokeniser",
             "Let each model generate, score every candidate by every model (mx.loops.score), and mx.loops.select one.",
         )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mechanex_jax.engine.methods import ALIASES, METHODS
-from mechanex_jax.errors import NotLocalError, Said, expected
+from mechanex_jax.errors import NotLocalError, Verbatim, expected
 from mechanex_jax.policy import field_readers as r
 from mechanex_jax.policy.tool_schema import effective_schema
 from mechanex_jax.policy.verifiers import VERIFIERS
@@ -204,7 +204,7 @@ def _read(cls: type, name: str, value: Any) -> Any:
         if field is None:
             elsewhere = [f"Did you mean {path!r}?" for path in fields() if path.endswith(f".{key}")]
             advice = elsewhere[0] if elsewhere else r.hint(key, controls)
-            raise expected(f"{name}.{key}", Said("an unknown field"), f"one of {', '.join(controls)}", advice)
+            raise expected(f"{name}.{key}", Verbatim("an unknown field"), f"one of {', '.join(controls)}", advice)
         if given is not None or not field.metadata["null"]:
             given = field.metadata["read"](f"{name}.{key}", given)
         found[key] = given
@@ -274,7 +274,7 @@ def _check(policy: Policy, name: str) -> None:
     if steering.enabled and not sources:
         raise expected(f"{name}.steering.enabled", True, "a preset, vector or vector_id with it")
     if {"vector", "vector_id"} <= set(sources):
-        raise expected(f"{name}.steering", Said("vector and vector_id"), "one of the two", "Add the vectors up.")
+        raise expected(f"{name}.steering", Verbatim("vector and vector_id"), "one of the two", "Add the vectors up.")
     start, end = steering.token_start or 0, steering.token_end
     if end is not None and end <= start:
         raise expected(f"{name}.steering.token_end", end, f"more than token_start, {start}", "The end is not included.")
@@ -291,7 +291,7 @@ def _check_constraints(constraints: ConstraintControls, name: str) -> None:
     kinds = [*json[:1], *(field for field in ("regex_pattern", "grammar") if getattr(constraints, field) is not None)]
     if len(kinds) > 1:
         names = " and ".join(f"{name}.{kind}" for kind in kinds)
-        raise expected(names, Said(f"{len(kinds)} constraints"), "one at most", "Put them into one.")
+        raise expected(names, Verbatim(f"{len(kinds)} constraints"), "one at most", "Put them into one.")
     effective_schema(constraints)
 
 

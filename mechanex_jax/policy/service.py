@@ -11,7 +11,7 @@ from mechanex_jax.edits import parse_steering
 from mechanex_jax.engine.calls import Given, row_seed, seeds_of
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.run import MICRO_BATCH
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.policy import controls, merge, tuning
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.plan import Plan, preset_strength, vector_of
@@ -274,7 +274,7 @@ class Policies(Library):
 
     def _resolve(self, policy: Any, policy_id: str | None) -> Policy:
         if (policy is None) == (policy_id is None):
-            said = Said("neither" if policy is None else "both")
+            said = Verbatim("neither" if policy is None else "both")
             raise expected("policy and policy_id", said, "one of them", "Give a mapping, or the id of a saved policy.")
         return self._read(policy if policy_id is None else self.get(policy_id))
 

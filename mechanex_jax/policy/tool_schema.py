@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 
 if TYPE_CHECKING:
     from mechanex_jax.policy.controls import ConstraintControls
@@ -130,7 +130,7 @@ def effective_schema(constraints: ConstraintControls) -> dict[str, Any] | None:
     required = constraints.required_fields
     if constraints.tool_schema is not None:
         if constraints.json_schema is not None:
-            raise expected("constraints.tool_schema", Said("json_schema with it"), "one of the two", "Put them into one.")
+            raise expected("constraints.tool_schema", Verbatim("json_schema with it"), "one of the two", "Put them into one.")
         if extra := [field for field in required if field not in _CALL]:
             raise expected("constraints.required_fields", extra, "tool_name and arguments at most, where tool_schema is given")
         return _calls(tools(constraints.tool_schema, "constraints.tool_schema"))

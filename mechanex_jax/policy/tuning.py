@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from mechanex_jax.errors import MechanexError, Said, expected
+from mechanex_jax.errors import MechanexError, Verbatim, expected
 from mechanex_jax.policy import controls
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.merge import FIELDS
@@ -130,7 +130,7 @@ def search(
             raise
         interrupted = True
     if not trials:
-        raise expected("search_space", Said(f"none of {grid.size} settings that makes a policy"), "one at least")
+        raise expected("search_space", Verbatim(f"none of {grid.size} settings that makes a policy"), "one at least")
     # Of equals `max` takes the first.
     if finalists and not interrupted:
         best = max(finalists, key=lambda trial: _rank(trial["held_out"], sign)[:2])
@@ -257,7 +257,7 @@ def _axis(path: Any, values: Any) -> _Axis:
     if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Sequence):
         raise expected(name, values, "a list of values", "Write [...], also for one.")
     if not len(values):
-        raise expected(name, Said("no values"), "one or more", "Leave the path out to keep the base policy's value.")
+        raise expected(name, Verbatim("no values"), "one or more", "Leave the path out to keep the base policy's value.")
     found: dict[str, Any] = {}
     for value in values:  # what is given twice is tried once
         found.setdefault(_written(value), value)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechanex_jax import edits, rows
-from mechanex_jax.errors import MechanexError, Said, expected
+from mechanex_jax.errors import MechanexError, Verbatim, expected
 from mechanex_jax.progress import Report, silent
 from mechanex_jax.steering import activations
 from mechanex_jax.steering.examples import Example, batches, check
@@ -166,7 +166,7 @@ def plain_examples(loaded: Any, texts: Sequence[str], *, positive: bool = True) 
     for index, text in enumerate(texts):
         tokens = loaded.tokenizer.encode(text)
         if not 2 <= len(tokens) <= loaded.model.spec.context:
-            raise expected("texts", Said(f"a text of {len(tokens)} tokens"), f"2 to {loaded.model.spec.context}")
+            raise expected("texts", Verbatim(f"a text of {len(tokens)} tokens"), f"2 to {loaded.model.spec.context}")
         found.append(Example(tuple(tokens), 1, positive, index))
     return found
 
@@ -257,7 +257,7 @@ def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike[str], *,
     """
     figure_class = matplotlib()
     if not evaluations:
-        raise expected("evaluations", Said("none"), "at least one")
+        raise expected("evaluations", Verbatim("none"), "at least one")
     figure = figure_class(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     measured = all(found.logit_difference is not None for found in evaluations.values())

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from mechanex_jax.errors import ArgumentError, Said, expected
+from mechanex_jax.errors import ArgumentError, Verbatim, expected
 
 _LAYERS = 8  # that are steered where the caller names none
 _SHOWN = 5  # bad lines spelled out in one error
@@ -116,11 +116,11 @@ def read_rows(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], *, n
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise ArgumentError("\n  ".join([f"{origin}: {len(problems)} cannot be used.", *problems[:_SHOWN], *more]))
     if not found:
-        raise expected(origin, Said("no rows"), f"at least one, such as {_LINE}")
+        raise expected(origin, Verbatim("no rows"), f"at least one, such as {_LINE}")
     prompts, positives, third = zip(*found, strict=True)
     lacking = [index for index, value in enumerate(third) if value is None]
     if 0 < len(lacking) < len(third):
-        raise expected(origin, Said(f"{len(lacking)} rows without a negative answer"), "one in all rows, or in none")
+        raise expected(origin, Verbatim(f"{len(lacking)} rows without a negative answer"), "one in all rows, or in none")
     return check(prompts, positives, None if lacking else third)
 
 
@@ -148,7 +148,7 @@ def _row(row: Any, negatives: bool | None) -> tuple[str, str, str | None]:
     for name, spellings in _NAMES.items():
         given = [row[key] for key in spellings if row.get(key) is not None]
         if len(given) > 1:
-            raise expected(name, Said(f"both {' and '.join(spellings)}"), "one of them")
+            raise expected(name, Verbatim(f"both {' and '.join(spellings)}"), "one of them")
         values[name] = given[0] if given else None
     optional = () if negatives else ("negative",)
     for name, value in values.items():
@@ -194,7 +194,7 @@ def examples(loaded: Any, data: Data, *, chat: bool = False, ended: bool = False
                 if len(tokens) > loaded.model.spec.context:
                     raise expected(
                         name,
-                        Said(f"{len(tokens)} tokens with its prompt"),
+                        Verbatim(f"{len(tokens)} tokens with its prompt"),
                         f"at most {loaded.model.spec.context}, the context of {loaded.name}",
                         "Shorten it.",
                     )

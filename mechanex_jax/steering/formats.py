@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mechanex_jax.errors import ArgumentError, Said, expected
+from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.steering.vector import SteeringVector, VectorError, layer_key, metadata
 from mechanex_jax.storage.atomic import write_whole
 
@@ -40,7 +40,7 @@ def _to_gguf(vector: SteeringVector) -> bytes:
     if min(outputs) < 1:
         raise expected(
             "path",
-            Said(f"a .gguf file for {vector.site} of layer {vector.layers[0]}"),
+            Verbatim(f"a .gguf file for {vector.site} of layer {vector.layers[0]}"),
             f"layers from {1 + shift[vector.site]} on, because llama.cpp steers no output before block 1's",
             "Save as .safetensors or .json.",
         )

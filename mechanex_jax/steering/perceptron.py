@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.steering.activations import read_answers
 from mechanex_jax.steering.method_types import Made, Task
 
@@ -115,7 +115,7 @@ def _split(groups: np.ndarray, kinds: np.ndarray, seed: int) -> np.ndarray:
     if min(len(np.unique(groups[kinds])), len(np.unique(groups[~kinds]))) < 2:
         raise expected(
             "answers",
-            Said(f"{kinds.sum()} positive and {(~kinds).sum()} negative examples"),
+            Verbatim(f"{kinds.sum()} positive and {(~kinds).sum()} negative examples"),
             "at least 2 different answers of each kind",
             "One is held out to measure the gate.",
         )

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.steering.vector import SteeringVector, VectorError
 from mechanex_jax.storage.atomic import sweep, write_whole
 from mechanex_jax.storage.paths import data_folder
@@ -96,4 +96,4 @@ class Store:
         ids = self.ids()
         shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
         known = f"the id of a stored vector: {shown}" if ids else f"the id of a stored vector; {self.folder} holds none"
-        return expected("steering_vector", id if ids else Said(repr(id)), known, "Make one with generate_vectors.")
+        return expected("steering_vector", id if ids else Verbatim(repr(id)), known, "Make one with generate_vectors.")

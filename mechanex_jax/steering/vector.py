@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from mechanex_jax import edits
-from mechanex_jax.errors import ArgumentError, MechanexError, Said, expected
+from mechanex_jax.errors import ArgumentError, MechanexError, Verbatim, expected
 
 _KEY, _FORMAT = "mechanex_jax.steering", 1
 _GATE = ("w1", "b1", "w2", "b2")
@@ -73,7 +73,7 @@ class SteeringVector:
             other = self.model if self.model != loaded.name else f"other weights under the name {self.model}"
             raise expected(
                 "steering_vector",
-                Said(f"a vector made for {other}"),
+                Verbatim(f"a vector made for {other}"),
                 f"one made for {loaded.name}, the model that is steered",
                 "Make one with generate_vectors on that model.",
             )

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mechanex_jax.errors import MechanexError, Said, expected
+from mechanex_jax.errors import MechanexError, Verbatim, expected
 from mechanex_jax.storage.atomic import sweep, write_whole
 from mechanex_jax.storage.json_values import plain
 from mechanex_jax.storage.paths import data_folder
@@ -164,7 +164,9 @@ class JsonStore:
     def _unknown(self, id: Any) -> Exception:
         ids = self.ids()
         if not ids:
-            return expected(f"{self._noun} id", Said(repr(id)), f"the id of a stored {self._noun}; {self.folder} holds none")
+            return expected(
+                f"{self._noun} id", Verbatim(repr(id)), f"the id of a stored {self._noun}; {self.folder} holds none"
+            )
         shown = ", ".join(ids[:_SHOWN]) + (f" and {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else "")
         near = difflib.get_close_matches(str(id)[:200], ids, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else ""

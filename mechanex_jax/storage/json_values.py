@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from mechanex_jax.errors import expected
+
+JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
+"""A value of which every part is one that JSON can hold."""
 
 
 def plain(name: str, value: Any) -> Any:

@@ -21,7 +21,7 @@ from jax import lax
 from jax.custom_batching import custom_vmap
 from jaxtyping import Bool, Float, Float32, Int32
 
-from mechanex_jax.errors import Said, expected
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.rows import row, row_tree, shared, static
 from mechanex_jax.transforms.base import Logits, Stateless, Step
 from mechanex_jax.transforms.truncation import _LARGEST, _field, _settled, _sum
@@ -65,7 +65,7 @@ def directions(unembedding: Any) -> Directions:
     """
     table = jnp.asarray(unembedding)
     if table.ndim != 2 or not table.size or not jnp.issubdtype(table.dtype, jnp.floating):
-        raise expected("unembedding", Said(f"{table.dtype.name} {table.shape}"), "floating-point numbers [V, D]")
+        raise expected("unembedding", Verbatim(f"{table.dtype.name} {table.shape}"), "floating-point numbers [V, D]")
     return Directions(table, _mean(table))
 
 
@@ -92,7 +92,7 @@ class Determinantal(Stateless):
     def apply(self, state: Any, logits: Logits, step: Step) -> Logits:
         size = self.directions.rows.shape[0]
         if logits.shape[-1] != size:
-            raise expected("unembedding", Said(f"{size} rows"), f"{logits.shape[-1]}, one for each logit")
+            raise expected("unembedding", Verbatim(f"{size} rows"), f"{logits.shape[-1]}, one for each logit")
         values = (self.subset_size, self.beta, self.top_k, self.temperature)
         values = jax.tree.map(lambda value: jnp.asarray(value)[None], values)
         return _keeper(self.room)(self.directions, logits.astype(jnp.float32)[None], values)[0]
@@ -178,7 +178,7 @@ def _keeper(room: tuple[int, int]) -> Callable[..., jax.Array]:
     @keep.def_vmap
     def _(axis_size: int, batched: Any, table: Directions, z: jax.Array, values: Any) -> tuple[jax.Array, bool]:
         if any(jax.tree.leaves(batched[0])):
-            raise expected("unembedding", Said("one per row"), "one that all rows share")
+            raise expected("unembedding", Verbatim("one per row"), "one that all rows share")
         z, values = jax.tree.map(
             lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (axis_size, *leaf.shape)), (z, values), tuple(batched[1:])
         )

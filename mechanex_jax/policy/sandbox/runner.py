@@ -59,7 +59,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from mechanex_jax.errors import MechanexError, NotLocalError, Said, expected
+from mechanex_jax.errors import MechanexError, NotLocalError, Verbatim, expected
 from mechanex_jax.validation import integer, text
 
 _CHILD = Path(__file__).with_name("child.py")
@@ -202,7 +202,9 @@ def run_unit_tests(code: str, tests: Sequence[str], timeout_ms: int = 1500, *, l
             f"run_unit_tests: got the platform {sys.platform}; expected one with POSIX processes. Plug in a runner of your own."
         )
     if not sys.executable:
-        raise expected("sys.executable", Said("nothing"), "the path of a Python interpreter", "Plug in a runner of your own.")
+        raise expected(
+            "sys.executable", Verbatim("nothing"), "the path of a Python interpreter", "Plug in a runner of your own."
+        )
     folder = tempfile.mkdtemp(prefix="mechanex-sandbox-")
     try:
         token = secrets.token_hex(16).encode()
