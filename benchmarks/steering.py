@@ -56,12 +56,14 @@ def rows_of_their_own(loaded, rows: int, repeats: int, gated: bool) -> None:
     def normal(*shape: int) -> np.ndarray:
         return rng.normal(size=shape).astype(np.float32)
 
-    def values() -> edits.Steering:
+    def values() -> edits.RowSteering:
         vectors = dict(zip(layers, normal(len(layers), width), strict=True))
         if not gated:
-            return edits.Steering({"resid_pre": vectors})
+            return edits.RowSteering({"resid_pre": vectors})
         gates = (normal(width, HIDDEN), normal(HIDDEN), normal(HIDDEN), normal()[()])
-        return edits.Steering({}, tuple(edits.Gated("resid_pre", layer, vector, gates) for layer, vector in vectors.items()))
+        return edits.RowSteering(
+            {}, tuple(edits.GatedVector("resid_pre", layer, vector, gates) for layer, vector in vectors.items())
+        )
 
     steered = edits.steering([values() for _ in range(rows)], width)
 

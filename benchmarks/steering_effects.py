@@ -84,7 +84,7 @@ def gates(loaded, names) -> None:
     for name in names:
         vector = make(loaded, name, "steering-perceptrons")
         gated = mx.steering.resolve(vector)
-        plain = edits.Steering({"resid_pre": {gate.layer: gate.vector for gate in gated.gates}})
+        plain = edits.RowSteering({"resid_pre": {gate.layer: gate.vector for gate in gated.gates}})
         answers, other = held_out_pairs(loaded, [name]), evaluation.plain_examples(loaded, reference_texts.TEXTS)
         kinds = np.array([example.positive for example in answers])
         layers = [gate.layer for gate in gated.gates]

@@ -15,7 +15,7 @@ from jaxtyping import Float, Int32
 from mechanex_jax.architectures import kv_cache
 from mechanex_jax.architectures.layers import Positions, run_blocks
 from mechanex_jax.architectures.weights import Layout
-from mechanex_jax.edits import Taps, Where
+from mechanex_jax.edits import Taps, TextPositions
 
 
 @runtime_checkable
@@ -158,7 +158,7 @@ class Model:
             live = jnp.max(jnp.where(valid > 0, cache.lengths + valid, 1))
             blocks = (live + kv_cache.BLOCK - 1) // kv_cache.BLOCK
         prompt = jnp.full_like(valid, jnp.iinfo(jnp.int32).max) if prompt_lengths is None else prompt_lengths
-        taps = Taps(edits, Where(positions, prompt), capture)
+        taps = Taps(edits, TextPositions(positions, prompt), capture)
         at = Positions(cache.lengths, positions, module.rotation(positions), blocks)
         x, cache, captured = run_blocks(module.blocks, module.embed(tokens, positions), cache, at, taps)
         cache = dataclasses.replace(cache, lengths=cache.lengths + valid)

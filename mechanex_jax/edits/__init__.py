@@ -4,11 +4,11 @@
 in order. One's own edit is a row tree with a static `site` and `apply(x, layer, where)` for one row (see `Edit`).
 """
 
-from mechanex_jax.edits.base import SITES, Edit, Taps, Where, check, compose
+from mechanex_jax.edits.base import SITES, Edit, Edits, Taps, TextPositions, check, compose
 from mechanex_jax.edits.gates import Cosine, Gate, Perceptron, gate
 from mechanex_jax.edits.operations import Add, Affine, Clamp, NormPreserving, ablate, add, affine, clamp, norm_preserving
-from mechanex_jax.edits.row_steering import Gated, Steering, parse_steering, place_of, steering
-from mechanex_jax.edits.schedule import Scope, When, scope
+from mechanex_jax.edits.row_steering import GatedVector, RowSteering, parse_hook_point, parse_steering, steering
+from mechanex_jax.edits.schedule import Schedule, Scope, scope
 
 __all__ = [
     "SITES",
@@ -17,15 +17,16 @@ __all__ = [
     "Clamp",
     "Cosine",
     "Edit",
+    "Edits",
     "Gate",
-    "Gated",
+    "GatedVector",
     "NormPreserving",
     "Perceptron",
+    "RowSteering",
+    "Schedule",
     "Scope",
-    "Steering",
     "Taps",
-    "When",
-    "Where",
+    "TextPositions",
     "ablate",
     "add",
     "affine",
@@ -34,8 +35,8 @@ __all__ = [
     "compose",
     "gate",
     "norm_preserving",
+    "parse_hook_point",
     "parse_steering",
-    "place_of",
     "scope",
     "steering",
 ]

@@ -15,7 +15,7 @@ from mechanex_jax.errors import Verbatim, expected
 SMALLEST_SQUARE = 1e-18
 
 
-def numbers(name: str, value: Any) -> Any:
+def as_float32(name: str, value: Any) -> Any:
     """float32 on the host from a list, NumPy, JAX or torch; what is traced, for a gradient by it, stays traced.
 
     Raises:
@@ -38,15 +38,15 @@ def numbers(name: str, value: Any) -> Any:
     return array
 
 
-def per_row(name: str, value: Any) -> Any:
-    """`numbers` of which there is one, or one per row [B]."""
-    array = numbers(name, value)
+def number_per_row(name: str, value: Any) -> Any:
+    """`as_float32` of which there is one, or one per row [B]."""
+    array = as_float32(name, value)
     if array.ndim > 1 or not array.size:
         raise expected(name, Verbatim(f"shape {array.shape}"), "a number, or one per row [B]")
     return array
 
 
-def layers_of(layer: Any) -> np.ndarray:
+def parse_layers(layer: Any) -> np.ndarray:
     """int32 [N] or [B, N] from one index, N of them, or N for each row; -1 is no layer.
 
     Raises:
@@ -65,19 +65,19 @@ def layers_of(layer: Any) -> np.ndarray:
     return array
 
 
-def entries(name: str, value: Any, axes: str, layers: np.ndarray) -> Any:
+def per_layer(name: str, value: Any, axes: str, layers: np.ndarray) -> Any:
     """float32 with one entry for each layer: [N, ...] or [B, N, ...]. A single entry may come without N.
 
     Args:
       name: the argument, for errors.
-      value: as `numbers` takes it.
+      value: as `as_float32` takes it.
       axes: names of one entry's axes, such as "R D"; "" for a number.
-      layers: from `layers_of`.
+      layers: from `parse_layers`.
 
     Raises:
       ArgumentError: another number of axes, of entries or of rows.
     """
-    array = numbers(name, value)
+    array = as_float32(name, value)
     given, rank, count = array.shape, len(axes.split()), layers.shape[-1]
     if array.ndim == rank and count == 1:
         array = array[None]
@@ -90,13 +90,13 @@ def entries(name: str, value: Any, axes: str, layers: np.ndarray) -> Any:
     return array
 
 
-def same(name: str, axis: str, got: int, other: str, wanted: int) -> None:
+def require_equal(name: str, axis: str, got: int, other: str, wanted: int) -> None:
     """Raise unless an axis of one argument is as long as that of another."""
     if got != wanted:
         raise expected(name, Verbatim(f"{axis} = {got}"), f"{wanted}, as {other} has")
 
 
-def unit(name: str, vectors: Any, layers: np.ndarray) -> tuple[Any, Any]:
+def normalize(name: str, vectors: Any, layers: np.ndarray) -> tuple[Any, Any]:
     """(vectors / |vectors|, |vectors|); an entry of layer -1 may be 0.
 
     Raises:

@@ -6,7 +6,8 @@ activation (after the edits) as a capture. A site that nobody uses costs nothing
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from mechanex_jax.errors import expected
 SITES = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 
 
-class Where(NamedTuple):
+class TextPositions(NamedTuple):
     """Where one row's activations stand in its text.
 
     Attributes:
@@ -41,12 +42,16 @@ class Edit(Protocol):
     @property
     def site(self) -> str: ...
 
-    def apply(self, x: Float[jax.Array, "S D"], layer: Int32[jax.Array, ""], where: Where) -> Float[jax.Array, "S D"]:
+    def apply(self, x: Float[jax.Array, "S D"], layer: Int32[jax.Array, ""], where: TextPositions) -> Float[jax.Array, "S D"]:
         """The activation after the edit; called at every layer, with the layer's index traced."""
         ...
 
 
-def checked_site(site: Any) -> str:
+# What public functions accept: one edit, several of them in their order, or none.
+Edits: TypeAlias = Edit | Sequence[Edit] | None
+
+
+def parse_site(site: Any) -> str:
     """`site`, one of `SITES`.
 
     Raises:
@@ -97,12 +102,12 @@ class Taps:
 
     Attributes:
       edits: row trees, broadcast to B rows.
-      where: `Where` with B in front of every leaf.
+      where: `TextPositions` with B in front of every leaf.
       capture: sites whose activations are wanted.
       captured: site -> [B, S, D] of the block at hand, filled as the block runs.
     """
 
-    def __init__(self, edits: tuple[Any, ...], where: Where, capture: tuple[str, ...] = ()):
+    def __init__(self, edits: tuple[Any, ...], where: TextPositions, capture: tuple[str, ...] = ()):
         self.edits, self.where, self.capture = edits, where, capture
         self.captured: dict[str, jax.Array] = {}
 

@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechanex_jax import rows
-from mechanex_jax.edits.arguments import SMALLEST_SQUARE, entries, layers_of, per_row, same, unit
-from mechanex_jax.edits.base import checked_site
+from mechanex_jax.edits.arguments import SMALLEST_SQUARE, normalize, number_per_row, parse_layers, per_layer, require_equal
+from mechanex_jax.edits.base import parse_site
 from mechanex_jax.edits.operations import Operation
-from mechanex_jax.edits.schedule import when
+from mechanex_jax.edits.schedule import make_schedule
 from mechanex_jax.errors import expected
 
 
@@ -69,7 +69,7 @@ class Gate(Operation):
 
     def acts(self, layer: jax.Array) -> jax.Array:
         """A decision costs a hundred times an addition: it is made at the listed layers only."""
-        return jnp.any(self.when.layers == layer) & (self.when.strength != 0)
+        return jnp.any(self.schedule.layers == layer) & (self.schedule.strength != 0)
 
     def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
         opening = self.decision.opening(h, entry)[:, None]
@@ -82,27 +82,27 @@ def _perceptron(given: Any, layers: np.ndarray, width: int) -> Perceptron:
         raise expected("perceptron", given, "a Perceptron, or its arrays (w1, b1, w2, b2)")
     names = ("perceptron.w1", "perceptron.b1", "perceptron.w2", "perceptron.b2")
     w1, b1, w2, b2 = (
-        entries(name, part, axes, layers) for name, part, axes in zip(names, parts, ("D H", "H", "H", ""), strict=True)
+        per_layer(name, part, axes, layers) for name, part, axes in zip(names, parts, ("D H", "H", "H", ""), strict=True)
     )
-    same(names[0], "D", w1.shape[-2], "vector", width)
-    same(names[1], "H", b1.shape[-1], "w1", w1.shape[-1])
-    same(names[2], "H", w2.shape[-1], "w1", w1.shape[-1])
+    require_equal(names[0], "D", w1.shape[-2], "vector", width)
+    require_equal(names[1], "H", b1.shape[-1], "w1", w1.shape[-1])
+    require_equal(names[2], "H", w2.shape[-1], "w1", w1.shape[-1])
     return Perceptron(w1, b1, w2, b2)
 
 
 def _sharpness(value: Any) -> Any:
     if value is None:
         return np.float32(np.inf)
-    array = per_row("sharpness", value)
+    array = number_per_row("sharpness", value)
     if isinstance(array, np.ndarray) and not (array > 0).all():
         raise expected("sharpness", value, "more than 0, or None for a hard threshold")
     return array
 
 
 def _cosine(direction: Any, threshold: Any, sharpness: Any, layers: np.ndarray, width: int) -> Cosine:
-    units, _ = unit("direction", entries("direction", direction, "D", layers), layers)
-    same("direction", "D", units.shape[-1], "vector", width)
-    level = per_row("threshold", threshold)
+    units, _ = normalize("direction", per_layer("direction", direction, "D", layers), layers)
+    require_equal("direction", "D", units.shape[-1], "vector", width)
+    level = number_per_row("threshold", threshold)
     if isinstance(level, np.ndarray) and (np.abs(level) > 1).any():
         raise expected("threshold", threshold, "a cosine, from -1 to 1")
     return Cosine(units, level, _sharpness(sharpness))
@@ -139,8 +139,8 @@ def gate(
 
     Source: conditional activation steering (arXiv 2409.05907), which decides once for a prompt; this decides at each position.
     """
-    layers = layers_of(layer)
-    vectors = entries("vector", vector, "D", layers)
+    layers = parse_layers(layer)
+    vectors = per_layer("vector", vector, "D", layers)
     width = vectors.shape[-1]
     if perceptron is None:
         level = 0.0 if threshold is None else threshold
@@ -150,4 +150,4 @@ def gate(
             if value is not None:
                 raise expected(name, value, "None beside a perceptron", "The perceptron alone decides.")
         decision = _perceptron(perceptron, layers, width)
-    return Gate(checked_site(site), when(layers, strength, scope, decay), vectors, decision)
+    return Gate(parse_site(site), make_schedule(layers, strength, scope, decay), vectors, decision)

@@ -1,6 +1,6 @@
 """Operations on activations: add, ablate, clamp, affine, norm_preserving.
 
-Each is a few lines of `change`, for one row; which layers, which positions and how strongly is `When`'s, the same for all.
+Each is a few lines of `change`, for one row; which layers, which positions and how strongly is `Schedule`'s, the same for all.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mechanex_jax import rows
-from mechanex_jax.edits.arguments import SMALLEST_SQUARE, entries, layers_of, numbers, same, unit
-from mechanex_jax.edits.base import Where, check, checked_site, compose
-from mechanex_jax.edits.schedule import when
+from mechanex_jax.edits.arguments import SMALLEST_SQUARE, as_float32, normalize, parse_layers, per_layer, require_equal
+from mechanex_jax.edits.base import TextPositions, check, compose, parse_site
+from mechanex_jax.edits.schedule import make_schedule
 from mechanex_jax.errors import Verbatim, expected
 
 
@@ -24,28 +24,28 @@ class Operation:
 
     Attributes:
       site: one of `SITES`.
-      when: layers, scope, strength and decay.
+      schedule: layers, scope, strength and decay.
       vectors: [N, D].
     """
 
     site: str = rows.static()
-    when: Any = rows.nested()
+    schedule: Any = rows.nested()
     vectors: Any = rows.row(2)
 
     def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
         """float32 [S, D] after the operation of one entry, with weights [S, 1]."""
         raise NotImplementedError
 
-    def apply(self, x: jax.Array, layer: jax.Array, where: Where) -> jax.Array:
+    def apply(self, x: jax.Array, layer: jax.Array, where: TextPositions) -> jax.Array:
         self._check_width(x.shape[-1])
-        entry, weight = self.when.at(layer, where)
+        entry, weight = self.schedule.at(layer, where)
         weight = weight[:, None]
         # Chosen, not added: h + 0 would turn -0 into 0, and the formulas with a norm round.
         return jnp.where(weight == 0, x, self.change(x.astype(jnp.float32), entry, weight).astype(x.dtype))
 
     def check(self, layers: int, width: int) -> None:
         self._check_width(width)
-        used = np.asarray(self.when.layers)
+        used = np.asarray(self.schedule.layers)
         if used.max(initial=-1) >= layers:
             raise expected("layer", int(used.max()), f"a layer from 0 to {layers - 1}", "This model has no others.")
 
@@ -93,7 +93,7 @@ class NormPreserving:
     site: str = rows.static()
     edit: Any = rows.nested()
 
-    def apply(self, x: jax.Array, layer: jax.Array, where: Where) -> jax.Array:
+    def apply(self, x: jax.Array, layer: jax.Array, where: TextPositions) -> jax.Array:
         edited = self.edit.apply(x, layer, where)
         before, after = x.astype(jnp.float32), edited.astype(jnp.float32)
         squares = [jnp.maximum(jnp.sum(h * h, axis=-1, keepdims=True), SMALLEST_SQUARE) for h in (before, after)]
@@ -124,8 +124,8 @@ def add(vector: Any, layer: Any, strength: Any = 1.0, *, site: str = "resid_pre"
 
     Source: activation addition (arXiv 2308.10248).
     """
-    layers = layers_of(layer)
-    return Add(checked_site(site), when(layers, strength, scope, decay), entries("vector", vector, "D", layers))
+    layers = parse_layers(layer)
+    return Add(parse_site(site), make_schedule(layers, strength, scope, decay), per_layer("vector", vector, "D", layers))
 
 
 def ablate(
@@ -169,15 +169,15 @@ def clamp(
 
     Source: feature clamping as in "Scaling Monosemanticity" (Anthropic, 2024), for any direction.
     """
-    layers = layers_of(layer)
-    units, lengths = unit("vector", entries("vector", vector, "D", layers), layers)
-    values = numbers("value", value)
+    layers = parse_layers(layer)
+    units, lengths = normalize("vector", per_layer("vector", vector, "D", layers), layers)
+    values = as_float32("value", value)
     if values.ndim > 2 or (values.ndim == 2 and values.shape[1] != layers.shape[-1]):
         raise expected("value", Verbatim(f"shape {values.shape}"), "a number, one per row [B], or one per row and layer [B, N]")
     if values.ndim and lengths.ndim == 2 and len(values) not in (1, len(lengths)):
         raise expected("value", Verbatim(f"{len(values)} rows"), f"{len(lengths)}, as vector has")
     targets = (values[:, None] if values.ndim == 1 else values) * lengths
-    return Clamp(checked_site(site), when(layers, strength, scope, decay), units, targets)
+    return Clamp(parse_site(site), make_schedule(layers, strength, scope, decay), units, targets)
 
 
 def affine(
@@ -203,14 +203,14 @@ def affine(
 
     Source: LoReFT is h + R^T (W h + b - R h), that is A = R, B = W - R and v = R^T b (arXiv 2404.03592).
     """
-    layers = layers_of(layer)
-    a, b = entries("a", a, "R D", layers), entries("b", b, "R D", layers)
-    same("b", "R", b.shape[-2], "a", a.shape[-2])
-    same("b", "D", b.shape[-1], "a", a.shape[-1])
+    layers = parse_layers(layer)
+    a, b = per_layer("a", a, "R D", layers), per_layer("b", b, "R D", layers)
+    require_equal("b", "R", b.shape[-2], "a", a.shape[-2])
+    require_equal("b", "D", b.shape[-1], "a", a.shape[-1])
     nothing = np.zeros((layers.shape[-1], a.shape[-1]), np.float32)
-    shift = nothing if vector is None else entries("vector", vector, "D", layers)
-    same("vector", "D", shift.shape[-1], "a", a.shape[-1])
-    return Affine(checked_site(site), when(layers, strength, scope, decay), shift, a, b)
+    shift = nothing if vector is None else per_layer("vector", vector, "D", layers)
+    require_equal("vector", "D", shift.shape[-1], "a", a.shape[-1])
+    return Affine(parse_site(site), make_schedule(layers, strength, scope, decay), shift, a, b)
 
 
 def norm_preserving(edit: Any) -> NormPreserving:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mechanex_jax.edits.arguments import numbers
+from mechanex_jax.edits.arguments import as_float32
 from mechanex_jax.edits.base import SITES, Edit
 from mechanex_jax.edits.gates import Gate, gate
 from mechanex_jax.edits.operations import Add, add
@@ -17,7 +17,7 @@ from mechanex_jax.edits.schedule import EVERYWHERE, Scope
 from mechanex_jax.errors import Verbatim, expected
 
 
-class Gated(NamedTuple):
+class GatedVector(NamedTuple):
     """A vector behind a perceptron, at one layer.
 
     Attributes:
@@ -34,7 +34,7 @@ class Gated(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Steering:
+class RowSteering:
     """What steers one row.
 
     Attributes:
@@ -44,27 +44,27 @@ class Steering:
     """
 
     additions: Mapping[str, Mapping[int, np.ndarray]]
-    gates: tuple[Gated, ...] = ()
+    gates: tuple[GatedVector, ...] = ()
     scope: Scope = EVERYWHERE
 
     @property
-    def places(self) -> list[tuple[str, int]]:
+    def hook_points(self) -> list[tuple[str, int]]:
         """(site, layer) of all vectors, sorted."""
         found = {(site, layer) for site, vectors in self.additions.items() for layer in vectors}
         return sorted(found | {(gated.site, gated.layer) for gated in self.gates})
 
-    def at(self, places: Collection[tuple[str, int]]) -> Steering:
+    def only(self, hook_points: Collection[tuple[str, int]]) -> RowSteering:
         """The vectors at these (site, layer) only."""
         return dataclasses.replace(
             self,
             additions={
-                site: {layer: vector for layer, vector in found.items() if (site, layer) in places}
+                site: {layer: vector for layer, vector in found.items() if (site, layer) in hook_points}
                 for site, found in self.additions.items()
             },
-            gates=tuple(gated for gated in self.gates if (gated.site, gated.layer) in places),
+            gates=tuple(gated for gated in self.gates if (gated.site, gated.layer) in hook_points),
         )
 
-    def scaled(self, strength: float) -> Steering:
+    def scaled(self, strength: float) -> RowSteering:
         """All vectors times `strength`; 0 keeps the shape of the batch's edits, hence their program, and steers nothing."""
         factor = np.float32(strength)
         return dataclasses.replace(
@@ -75,7 +75,7 @@ class Steering:
             gates=tuple(gated._replace(vector=factor * gated.vector) for gated in self.gates),
         )
 
-    def __add__(self, other: Steering) -> Steering:
+    def __add__(self, other: RowSteering) -> RowSteering:
         """Both: vectors at the same site and layer add up, gates apply one after another.
 
         Raises:
@@ -88,13 +88,13 @@ class Steering:
             here = total.setdefault(site, {})
             for layer, vector in found.items():
                 here[layer] = here[layer] + vector if layer in here else vector
-        return Steering(total, self.gates + other.gates, self.scope)
+        return RowSteering(total, self.gates + other.gates, self.scope)
 
 
 _HOOK_NAME = re.compile(r"blocks\.(\d+)\.(?:hook_)?(" + "|".join(SITES) + ")")
 
 
-def place_of(name: Any, layers: int, argument: str, site: str = "resid_pre") -> tuple[str, int]:
+def parse_hook_point(name: Any, layers: int, argument: str, site: str = "resid_pre") -> tuple[str, int]:
     """(site, layer) of an int, a string of digits, or a name such as `blocks.11.hook_resid_post`.
 
     Args:
@@ -113,7 +113,7 @@ def place_of(name: Any, layers: int, argument: str, site: str = "resid_pre") -> 
     return site, int(index)
 
 
-def parse_steering(vectors: Any, width: int, layers: int) -> Steering:
+def parse_steering(vectors: Any, width: int, layers: int) -> RowSteering:
     """`steering_vector` as the API takes it.
 
     Args:
@@ -130,17 +130,17 @@ def parse_steering(vectors: Any, width: int, layers: int) -> Steering:
     found: dict[str, dict[int, np.ndarray]] = {}
     names: dict[tuple[str, int], Any] = {}
     for name, value in vectors.items():
-        place = place_of(name, layers, "steering_vector")
+        place = parse_hook_point(name, layers, "steering_vector")
         site, index = place
         if place in names:
             both = Verbatim(f"layer {index} twice, as {names[place]!r} and as {name!r}")
             raise expected("steering_vector", both, f"one vector for {site} of each layer", "Add the two up.")
         names[place] = name
-        vector = numbers(f"steering_vector[{name!r}]", value)
+        vector = as_float32(f"steering_vector[{name!r}]", value)
         if vector.size != width or vector.shape[-1:] != (width,):
             raise expected(f"steering_vector[{name!r}]", vector.shape, f"{width} numbers, the width of this model")
         found.setdefault(site, {})[index] = vector.reshape(width)
-    return Steering(found)
+    return RowSteering(found)
 
 
 def _power_of_two(size: int) -> int:
@@ -168,7 +168,7 @@ def _additions(site: str, chosen: Sequence[Mapping[int, np.ndarray]], scopes: Se
     return add(matrix, layers, site=site, scope=scopes)
 
 
-def _gates(site: str, chosen: Sequence[Mapping[int, Gated]], scopes: Sequence[Scope], width: int) -> Gate:
+def _gates(site: str, chosen: Sequence[Mapping[int, GatedVector]], scopes: Sequence[Scope], width: int) -> Gate:
     """At most one gate per row and layer. Hidden units that a perceptron lacks have weight 0."""
     layers, matrix = _table([{layer: gated.vector for layer, gated in row.items()} for row in chosen], width)
     hidden = _power_of_two(max(gated.perceptron[0].shape[-1] for row in chosen for gated in row.values()))
@@ -183,9 +183,9 @@ def _gates(site: str, chosen: Sequence[Mapping[int, Gated]], scopes: Sequence[Sc
     return gate(matrix, layers, perceptron=(w1, b1, w2, b2), site=site, scope=scopes)
 
 
-def _rounds(gates: Sequence[Gated], site: str) -> list[dict[int, Gated]]:
+def _rounds(gates: Sequence[GatedVector], site: str) -> list[dict[int, GatedVector]]:
     """The gates of one row at one site, those of one layer in different rounds."""
-    rounds: list[dict[int, Gated]] = []
+    rounds: list[dict[int, GatedVector]] = []
     for gated in gates:
         if gated.site == site:
             free = next((taken for taken in rounds if gated.layer not in taken), None)
@@ -195,7 +195,7 @@ def _rounds(gates: Sequence[Gated], site: str) -> list[dict[int, Gated]]:
     return rounds
 
 
-def steering(per_row: Sequence[Steering | None], width: int) -> tuple[Edit, ...]:
+def steering(per_row: Sequence[RowSteering | None], width: int) -> tuple[Edit, ...]:
     """The edits of a batch in which every row is steered by itself, or not: one addition per site for all rows, then the gates.
 
     Args:
@@ -205,7 +205,7 @@ def steering(per_row: Sequence[Steering | None], width: int) -> tuple[Edit, ...]
     Raises:
       ArgumentError: a vector of another width.
     """
-    present = [row or Steering({}) for row in per_row]
+    present = [row or RowSteering({}) for row in per_row]
     scopes = [row.scope for row in present]
     edits: list[Edit] = []
     for site in SITES:

@@ -13,8 +13,8 @@ from jax.core import Tracer
 from jaxtyping import Float, Int32
 
 from mechanex_jax import rows
-from mechanex_jax.edits.arguments import per_row
-from mechanex_jax.edits.base import Where
+from mechanex_jax.edits.arguments import number_per_row
+from mechanex_jax.edits.base import TextPositions
 from mechanex_jax.errors import expected
 
 _FAR = np.iinfo(np.int32).max
@@ -72,7 +72,7 @@ def _scope(value: Any) -> Scope:
 
 
 @rows.row_tree
-class When:
+class Schedule:
     """For one row: `strength * decay ** t` at the listed layers inside the scope, 0 elsewhere; t counts from the scope's start.
 
     Attributes:
@@ -89,7 +89,7 @@ class When:
     since: Any = rows.row(0, jnp.int32)
     until: Any = rows.row(0, jnp.int32)
 
-    def at(self, layer: Int32[jax.Array, ""], where: Where) -> tuple[Int32[jax.Array, ""], Float[jax.Array, " S"]]:
+    def at(self, layer: Int32[jax.Array, ""], where: TextPositions) -> tuple[Int32[jax.Array, ""], Float[jax.Array, " S"]]:
         """Which entry is meant for `layer`, and the weight of each position (all 0 if none is)."""
         match = self.layers == layer
         offset = where.positions - where.prompt_length
@@ -100,17 +100,17 @@ class When:
         return jnp.argmax(match).astype(jnp.int32), weight
 
 
-def when(layers: np.ndarray, strength: Any, scope: Any, decay: Any) -> When:
+def make_schedule(layers: np.ndarray, strength: Any, scope: Any, decay: Any) -> Schedule:
     """From the arguments that all operations share; `scope` is a word, a Scope, or one of them per row.
 
     Raises:
       ArgumentError: values that are not finite numbers, an unknown scope, a decay outside (0, 1].
     """
-    factor = per_row("decay", decay)
+    factor = number_per_row("decay", decay)
     if not isinstance(factor, Tracer) and not ((factor > 0) & (factor <= 1)).all():
         raise expected("decay", decay, "more than 0 and at most 1, which is no decay")
     several = isinstance(scope, Sequence) and not isinstance(scope, str)
     if several and not len(scope):
         raise expected("scope", scope, "one scope, or one per row")
     bounds = np.array([dataclasses.astuple(_scope(part)) for part in (scope if several else [scope])], np.int32)
-    return When(layers, per_row("strength", strength), factor, *(bounds.T if several else bounds[0]))
+    return Schedule(layers, number_per_row("strength", strength), factor, *(bounds.T if several else bounds[0]))

@@ -27,7 +27,7 @@ class Request:
     Attributes:
       tokens: ids of the prompt, at least one.
       config: the row's arguments.
-      steering: an `edits.Steering`, strengths applied, or None.
+      steering: an `edits.RowSteering`, strengths applied, or None.
       constraint: tables for this model's vocabulary, or None.
       forbidden: tables of the texts without the row's forbidden terms, or None.
       partners: other models that the row asks for: its draft, or the further members of its ensemble.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from mechanex_jax.constraints import compiler
-from mechanex_jax.edits import Scope, Steering, parse_steering, place_of, scope
+from mechanex_jax.edits import RowSteering, Scope, parse_hook_point, parse_steering, scope
 from mechanex_jax.engine.batch import Request
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
@@ -19,11 +19,11 @@ from mechanex_jax.loading import LoadedModel
 class Stored(Protocol):
     """Where vectors and presets come from by name."""
 
-    def resolve(self, spec: str, model: LoadedModel) -> Steering:
+    def resolve(self, spec: str, model: LoadedModel) -> RowSteering:
         """A stored vector, at strength 1."""
         ...
 
-    def preset(self, name: str, strength: float, model: LoadedModel) -> Steering:
+    def preset(self, name: str, strength: float, model: LoadedModel) -> RowSteering:
         """A preset, at its own strength where 0 is asked for."""
         ...
 
@@ -141,7 +141,7 @@ def _member(member: LoadedModel, prompt: Any, config: GenerationConfig, name: st
     return Request(tokens, config, constraint=constraint, forbidden=forbidden)
 
 
-def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | None, prompt: int) -> Steering | None:
+def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | None, prompt: int) -> RowSteering | None:
     """What a row's vector and preset amount to, at the layers and positions asked for; `prompt` is the prompt's length."""
     spec, strength = loaded.model.spec, config.steering_strength
     found = None
@@ -151,7 +151,7 @@ def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | No
         if isinstance(config.steering_vector, str):
             assert stored is not None, "whoever takes ids of vectors knows the store"
             found = stored.resolve(config.steering_vector, loaded)
-        elif isinstance(config.steering_vector, Steering):
+        elif isinstance(config.steering_vector, RowSteering):
             found = config.steering_vector
         else:
             found = parse_steering(config.steering_vector, spec.width, spec.layers)
@@ -163,16 +163,16 @@ def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | No
     if found is None:
         return None
     if config.steering_layers is not None:
-        found = found.at(_places(found, config.steering_layers, spec.layers))
+        found = found.only(_chosen_hook_points(found, config.steering_layers, spec.layers))
     return dataclasses.replace(found, scope=_positions(config.steering_scope, prompt))
 
 
-def _places(found: Steering, wanted: Sequence[Any], layers: int) -> set[tuple[str, int]]:
+def _chosen_hook_points(found: RowSteering, wanted: Sequence[Any], layers: int) -> set[tuple[str, int]]:
     """Which of a steering's vectors are at the layers asked for."""
-    allowed = {place_of(name, layers, "steering_layers", site="") for name in wanted}  # a bare number means every site
-    places = {(site, layer) for site, layer in found.places if allowed & {(site, layer), ("", layer)}}
+    allowed = {parse_hook_point(name, layers, "steering_layers", site="") for name in wanted}  # a bare number means every site
+    places = {(site, layer) for site, layer in found.hook_points if allowed & {(site, layer), ("", layer)}}
     if not places:
-        there = ", ".join(f"{layer} ({site})" for site, layer in found.places)
+        there = ", ".join(f"{layer} ({site})" for site, layer in found.hook_points)
         raise expected("steering_layers", list(wanted), f"some of the layers that are steered: {there}")
     return places
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mechanex_jax.edits import Steering
+from mechanex_jax.edits import RowSteering
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.methods import METHODS, method
 from mechanex_jax.policy.controls import Policy, SteeringControls
@@ -54,7 +54,7 @@ class Plan:
 
     policy: Policy
     others: Mapping[str, Any]
-    steering: Steering | None = None
+    steering: RowSteering | None = None
 
     @property
     def candidates(self) -> int:

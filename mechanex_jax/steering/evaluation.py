@@ -91,15 +91,15 @@ def check_strengths(strengths: Any) -> tuple[float, ...]:
     return found
 
 
-def shifted(steering: edits.Steering, by: int) -> edits.Steering:
+def shifted(steering: edits.RowSteering, by: int) -> edits.RowSteering:
     """The same with layers counted from `by`: for a tail of the model."""
-    return edits.Steering(
+    return edits.RowSteering(
         {site: {layer - by: vector for layer, vector in found.items()} for site, found in steering.additions.items()},
         tuple(gated._replace(layer=gated.layer - by) for gated in steering.gates),
     )
 
 
-def directions(steering: edits.Steering) -> list[tuple[str, int, np.ndarray]]:
+def directions(steering: edits.RowSteering) -> list[tuple[str, int, np.ndarray]]:
     """(site, layer, vector) of all that it adds, gates open."""
     found = [(site, layer, vector) for site, by_layer in steering.additions.items() for layer, vector in by_layer.items()]
     return found + [(gated.site, gated.layer, gated.vector) for gated in steering.gates]
@@ -127,7 +127,7 @@ def _score(model, hidden, tokens, lengths, mask, steered, units, places, compare
 def score(
     loaded: Any,
     examples: Sequence[Example],
-    steering: edits.Steering,
+    steering: edits.RowSteering,
     strengths: Sequence[float],
     *,
     compare: bool = False,
@@ -181,7 +181,7 @@ def answer_examples(loaded: Any, prompts: Any, positive: Any, negative: Any, cha
     return [x for kind, texts in zip((True, False), sides, strict=True) for x in plain_examples(loaded, texts, positive=kind)]
 
 
-def only(steering: edits.Steering, layers: Any) -> edits.Steering:
+def only(steering: edits.RowSteering, layers: Any) -> edits.RowSteering:
     """The steering of some of its layers."""
     if layers is None:
         return steering
@@ -189,7 +189,7 @@ def only(steering: edits.Steering, layers: Any) -> edits.Steering:
     if not set(layers) or not set(layers) <= own:
         raise expected("layer_idxs", layers, f"some of the vector's layers, {sorted(own)}")
     kept = {site: {i: v for i, v in found.items() if i in layers} for site, found in steering.additions.items()}
-    return edits.Steering(
+    return edits.RowSteering(
         {site: found for site, found in kept.items() if found},
         tuple(gated for gated in steering.gates if gated.layer in layers),
     )
@@ -197,7 +197,7 @@ def only(steering: edits.Steering, layers: Any) -> edits.Steering:
 
 def measure(
     loaded: Any,
-    steering: edits.Steering,
+    steering: edits.RowSteering,
     strengths: Sequence[float],
     answers: Sequence[Example],
     unrelated: Sequence[Example],

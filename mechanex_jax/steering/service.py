@@ -148,7 +148,7 @@ class Steering(SavedVectors):
             rows.prompts, rows.positives, rows.negatives or None, layer_idxs, method, name, label, **more
         )
 
-    def preset(self, name: str, strength: float = 0.0, model: Any = None, method: str | None = None) -> edits.Steering:
+    def preset(self, name: str, strength: float = 0.0, model: Any = None, method: str | None = None) -> edits.RowSteering:
         """What generation adds for a preset, strength included.
 
         Args:
@@ -288,7 +288,7 @@ class Steering(SavedVectors):
         return self._continue(data.texts("prompts", prompts), steering, evaluation.check_strengths(strengths), model, **options)
 
     def _continue(
-        self, prompts: Sequence[str], steering: edits.Steering, strengths: Sequence[float], model: Any, **options: Any
+        self, prompts: Sequence[str], steering: edits.RowSteering, strengths: Sequence[float], model: Any, **options: Any
     ) -> tuple[tuple[str, ...], ...]:
         assert self.session is not None, "the runtime gives every Steering its session"
         width = self._loaded(model).model.spec.width

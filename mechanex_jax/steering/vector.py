@@ -54,13 +54,15 @@ class SteeringVector:
     )
     metrics: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def steering(self, strength: float = 1.0) -> edits.Steering:
+    def steering(self, strength: float = 1.0) -> edits.RowSteering:
         """What generation adds, times `strength`."""
         if self.perceptron is None:
-            found = edits.Steering({self.site: dict(zip(self.layers, self.vectors, strict=True))})
+            found = edits.RowSteering({self.site: dict(zip(self.layers, self.vectors, strict=True))})
         else:
             gates = zip(self.layers, self.vectors, *self.perceptron, strict=True)
-            found = edits.Steering({}, tuple(edits.Gated(self.site, layer, vector, (*gate,)) for layer, vector, *gate in gates))
+            found = edits.RowSteering(
+                {}, tuple(edits.GatedVector(self.site, layer, vector, (*gate,)) for layer, vector, *gate in gates)
+            )
         return found.scaled(strength)
 
     def by_layer(self) -> dict[Any, np.ndarray]:

@@ -123,7 +123,7 @@ class SavedVectors:
         """
         self.store.delete(vector_id)
 
-    def resolve(self, spec: str | Mapping[Any, Any], model: Any = None) -> edits.Steering:
+    def resolve(self, spec: str | Mapping[Any, Any], model: Any = None) -> edits.RowSteering:
         """What generation adds at strength 1: of an id, or of {layer: vector}.
 
         Args:

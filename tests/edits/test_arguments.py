@@ -185,6 +185,6 @@ def _leaves(edit: Any) -> list[Any]:
 def test_a_word_is_a_scope() -> None:
     for arguments, _ in SCOPES.values():
         if len(arguments) == 1:
-            word = edits.add(V, 0, scope=arguments["part"]).when
-            made = edits.add(V, 0, scope=edits.scope(**arguments)).when
+            word = edits.add(V, 0, scope=arguments["part"]).schedule
+            made = edits.add(V, 0, scope=edits.scope(**arguments)).schedule
             assert [word.below, word.since, word.until] == [made.below, made.since, made.until]

@@ -15,7 +15,7 @@ from edit_oracles import CASES, PROMPTS, SCOPES, D, vectors, weights
 
 import mechanex_jax as mechanex
 from mechanex_jax import edits, rows
-from mechanex_jax.edits import Taps, Where
+from mechanex_jax.edits import Taps, TextPositions
 
 every_operation = pytest.mark.parametrize("name", CASES)
 
@@ -29,7 +29,7 @@ def both(tmp_path_factory) -> Callable[[str], tuple[Any, Any]]:
 @functools.partial(jax.jit, static_argnames="site")
 def _tapped(edit: Any, x: jax.Array, layer: jax.Array, prompts: jax.Array, site: str) -> jax.Array:
     positions = jnp.broadcast_to(jnp.arange(x.shape[1], dtype=jnp.int32), x.shape[:2])
-    return Taps((edit,), Where(positions, prompts))(site, layer, x)
+    return Taps((edit,), TextPositions(positions, prompts))(site, layer, x)
 
 
 def tapped(edit: Any, x: Any, layer: int, prompts: Any) -> np.ndarray:

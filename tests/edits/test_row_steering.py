@@ -18,7 +18,7 @@ from oracles import gpt2
 
 import mechanex_jax as mechanex
 from mechanex_jax import edits
-from mechanex_jax.edits import Gated, Steering, parse_steering
+from mechanex_jax.edits import GatedVector, RowSteering, parse_steering
 from mechanex_jax.errors import ArgumentError
 
 
@@ -136,7 +136,7 @@ def test_parse_steering_refuses(given: Any, words: tuple[str, ...]) -> None:
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-# --- Steering --------------------------------------------------------------------------------------------------------
+# --- RowSteering -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +144,14 @@ def model(tmp_path_factory) -> Any:
     return oracle.pair("llama", tmp_path_factory.mktemp("llama"))[0]
 
 
-def gated(layer: int, seed: int, hidden: int = H, site: str = "resid_pre") -> Gated:
+def gated(layer: int, seed: int, hidden: int = H, site: str = "resid_pre") -> GatedVector:
     p = oracle.CASES["gate, perceptron"].draw(seed, 1)
     extra = vectors(D, hidden - H, seed=seed + 9), vectors(hidden - H, seed=seed), vectors(hidden - H, seed=seed + 1)
     parts = (np.hstack([p["w1"][0], extra[0]]), np.hstack([p["b1"][0], extra[1]]), np.hstack([p["w2"][0], extra[2]]))
-    return Gated(site, layer, p["v"][0], (*parts, p["b2"][0]))
+    return GatedVector(site, layer, p["v"][0], (*parts, p["b2"][0]))
 
 
-def alone(steering: Steering) -> tuple[Any, ...]:
+def alone(steering: RowSteering) -> tuple[Any, ...]:
     """The same by one edit per vector."""
     adds = [edits.add(v, layer, site=site) for site, found in steering.additions.items() for layer, v in found.items()]
     return (*adds, *(edits.gate(g.vector, g.layer, perceptron=g.perceptron, site=g.site) for g in steering.gates))
@@ -160,10 +160,10 @@ def alone(steering: Steering) -> tuple[Any, ...]:
 def test_a_batch_equals_its_rows_one_by_one(model) -> None:
     """Rows with several sites, with gates of different sizes, with two gates at one layer, and with nothing."""
     given = [
-        Steering({"resid_pre": {0: vectors(D), 1: vectors(D, seed=1)}, "mlp_out": {1: vectors(D, seed=2)}}),
+        RowSteering({"resid_pre": {0: vectors(D), 1: vectors(D, seed=1)}, "mlp_out": {1: vectors(D, seed=2)}}),
         None,
-        Steering({"resid_pre": {1: vectors(D, seed=3)}}, (gated(0, 4), gated(1, 5, hidden=7))),
-        Steering({}, (gated(1, 6), gated(1, 7), gated(0, 8, site="resid_post"))),
+        RowSteering({"resid_pre": {1: vectors(D, seed=3)}}, (gated(0, 4), gated(1, 5, hidden=7))),
+        RowSteering({}, (gated(1, 6), gated(1, 7), gated(0, 8, site="resid_post"))),
     ]
     prompts = np.concatenate([PROMPTS, PROMPTS[:1]])
     together = mechanex.forward(model, prompts, edits=edits.steering(given, D)).logits
@@ -175,8 +175,8 @@ def test_a_batch_equals_its_rows_one_by_one(model) -> None:
 
 
 def test_steering_scales_and_adds_up() -> None:
-    a = Steering({"resid_pre": {0: vectors(D), 1: vectors(D, seed=1)}}, (gated(0, 2),))
-    b = Steering({"resid_pre": {1: vectors(D, seed=3)}, "mlp_out": {0: vectors(D, seed=4)}}, (gated(0, 5),))
+    a = RowSteering({"resid_pre": {0: vectors(D), 1: vectors(D, seed=1)}}, (gated(0, 2),))
+    b = RowSteering({"resid_pre": {1: vectors(D, seed=3)}, "mlp_out": {0: vectors(D, seed=4)}}, (gated(0, 5),))
     total = a.scaled(-2) + b.scaled(0.5)
     expected = {
         ("resid_pre", 0): -2 * vectors(D),
@@ -195,23 +195,23 @@ def test_steering_scales_and_adds_up() -> None:
 
 
 def test_strength_and_choice_of_rows_keep_the_shapes_of_the_edits() -> None:
-    def shapes(*rows: Steering | None) -> Any:
+    def shapes(*rows: RowSteering | None) -> Any:
         leaves, structure = jax.tree.flatten(edits.steering(rows, D))
         return [np.shape(leaf) for leaf in leaves], structure
 
-    def layers(count: int) -> Steering | None:
-        return Steering({"resid_pre": {layer: vectors(D) for layer in range(count)}}) if count else None
+    def layers(count: int) -> RowSteering | None:
+        return RowSteering({"resid_pre": {layer: vectors(D) for layer in range(count)}}) if count else None
 
     assert shapes(layers(3), None) == shapes(layers(4), layers(1)) == shapes(layers(1), layers(4))
     assert shapes(layers(4), None) != shapes(layers(5), None)
     assert edits.steering([None, None], D) == ()
-    full = Steering({"resid_pre": {0: vectors(D)}}, (gated(0, 1, hidden=5), gated(1, 2, hidden=6)))
+    full = RowSteering({"resid_pre": {0: vectors(D)}}, (gated(0, 1, hidden=5), gated(1, 2, hidden=6)))
     assert shapes(full, None) == shapes(None, full.scaled(0)) == shapes(full, full.scaled(-3))
-    assert shapes(full) == shapes(Steering(full.additions, (gated(1, 3, hidden=8), gated(0, 4))))
+    assert shapes(full) == shapes(RowSteering(full.additions, (gated(1, 3, hidden=8), gated(0, 4))))
 
 
 def test_a_row_of_strength_zero_is_unsteered_bit_for_bit(model) -> None:
-    full = Steering({"resid_pre": {0: vectors(D)}}, (gated(1, 1),))
+    full = RowSteering({"resid_pre": {0: vectors(D)}}, (gated(1, 1),))
     zero = mechanex.forward(model, PROMPTS, edits=edits.steering([full, full.scaled(0), full], D)).logits[1]
     none = mechanex.forward(model, PROMPTS, edits=edits.steering([full, None, full], D)).logits[1]
     np.testing.assert_array_equal(np.asarray(zero).view(np.uint32), np.asarray(none).view(np.uint32))
@@ -219,9 +219,9 @@ def test_a_row_of_strength_zero_is_unsteered_bit_for_bit(model) -> None:
 
 def test_a_vector_of_another_width_is_refused_in_a_batch() -> None:
     with pytest.raises(ArgumentError, match=rf"\(65,\).*{D}"):
-        edits.steering([Steering({"resid_pre": {0: vectors(D + 1)}})], D)
+        edits.steering([RowSteering({"resid_pre": {0: vectors(D + 1)}})], D)
     with pytest.raises(ArgumentError, match=rf"\(65,\).*{D}"):
-        edits.steering([Steering({}, (gated(0, 1)._replace(vector=vectors(D + 1)),))], D)
+        edits.steering([RowSteering({}, (gated(0, 1)._replace(vector=vectors(D + 1)),))], D)
 
 
 # --- generate --------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from edit_oracles import LENGTHS, NEW, PROMPTS, TOLERANCE, D, L, decode, text_of
 
 import mechanex_jax as mechanex
 from mechanex_jax import edits, rows
-from mechanex_jax.edits import SITES, Where
+from mechanex_jax.edits import SITES, TextPositions
 
 
 @rows.row_tree
@@ -29,7 +29,7 @@ class Scale:
     at: Any = rows.row(0, jnp.int32)
     factor: Any = rows.row()
 
-    def apply(self, x: jax.Array, layer: jax.Array, where: Where) -> jax.Array:
+    def apply(self, x: jax.Array, layer: jax.Array, where: TextPositions) -> jax.Array:
         return jnp.where(layer == self.at, self.factor * x, x)
 
 
@@ -40,7 +40,7 @@ class AfterPrompt:
     site: str = rows.static()
     vector: Any = rows.row(1)
 
-    def apply(self, x: jax.Array, layer: jax.Array, where: Where) -> jax.Array:
+    def apply(self, x: jax.Array, layer: jax.Array, where: TextPositions) -> jax.Array:
         return x + jnp.where(where.positions >= where.prompt_length, 1.0, 0.0)[:, None] * self.vector
 
 

@@ -262,7 +262,7 @@ def test_the_gate_of_edits_opens_as_the_trained_one():
     opening = 1 / (1 + np.exp(-perceptron.gate_logits(gate, x)))
     vector = np.ones((2, 20), np.float32)
     edit = mechanex.edits.gate(vector, [0, 1], perceptron=gate)
-    where = mechanex.edits.Where(jnp.arange(240, dtype=jnp.int32), jnp.int32(5))
+    where = mechanex.edits.TextPositions(jnp.arange(240, dtype=jnp.int32), jnp.int32(5))
     for layer in (0, 1):
         h = jnp.asarray(x[layer], jnp.float32)
         moved = edit.apply(h, jnp.int32(layer), where)

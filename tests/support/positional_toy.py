@@ -51,7 +51,7 @@ class PositionalToy:
         weights = jnp.where(distance >= 0, 0.5 ** jnp.maximum(distance, 0).astype(jnp.float32), 0.0)
         hidden = jnp.einsum("bst,btd->bsd", weights, self.embedding[kept])
         prompt = valid if prompt_lengths is None else prompt_lengths
-        hidden = edits.Taps(edits_, edits.Where(positions, prompt))("resid_post", jnp.int32(0), hidden)
+        hidden = edits.Taps(edits_, edits.TextPositions(positions, prompt))("resid_post", jnp.int32(0), hidden)
         after = Remembered(kept, cache.lengths + valid)
         if logits == "none":
             return Output(None, after)
