@@ -11,7 +11,7 @@ import numpy as np
 
 from mechanex_jax.constraints.automata.pushdown import Matcher, PushdownAutomaton
 from mechanex_jax.constraints.token_index.build import Tables
-from mechanex_jax.constraints.token_index.trie import tries_of
+from mechanex_jax.constraints.token_index.trie import ranges, tries_of
 from mechanex_jax.constraints.token_index.trie_walk import Moves, Walker
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
@@ -56,8 +56,7 @@ class Compiled:
         stack = walker.stacks.of(matcher.stack)
         trie = dataclasses.replace(trie, column=self.pushdown.classes[trie.column].astype(np.int64))
         reached, _ = walker.walk(trie, np.array([matcher.state]), np.array([stack]), leave_at_once=False)
-        low, counts = trie.enter[reached.node], trie.own[reached.node] - trie.enter[reached.node]
-        tokens = trie.items[np.arange(int(counts.sum())) + np.repeat(low - np.cumsum(counts) + counts, counts)]
+        tokens = trie.items[ranges(trie.enter[reached.node], trie.own[reached.node])]
         return np.sort(np.concatenate([tokens, np.array(ends if matcher.accepts() else (), np.int32)])).astype(np.int32)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from mechanex_jax.constraints.token_index.trie import ranges
 from mechanex_jax.constraints.token_index.trie_walk import Moves
 
 
@@ -93,5 +94,4 @@ class Refinement:
         return np.unique(block, return_inverse=True)[1].reshape(-1)
 
     def _before(self, states: np.ndarray) -> np.ndarray:
-        low, counts = self.first[states], self.first[states + 1] - self.first[states]
-        return self.before[np.arange(int(counts.sum())) + np.repeat(low - np.cumsum(counts) + counts, counts)]
+        return self.before[ranges(self.first[states], self.first[states + 1])]

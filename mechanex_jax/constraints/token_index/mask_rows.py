@@ -9,6 +9,7 @@ import numpy as np
 from mechanex_jax.constraints.token_index.equivalent_states import mix
 from mechanex_jax.constraints.token_index.tokens_to_finish import FAR
 from mechanex_jax.constraints.token_index.transitions import Group, Outcomes
+from mechanex_jax.constraints.token_index.trie import ranges
 from mechanex_jax.errors import ConstraintError
 
 NEVER = -(1 << 30)  # a threshold that every budget meets
@@ -48,9 +49,8 @@ class _Distinct:
                         "or patterns in which what may follow depends less on how the text began."
                     )
                 inside = nodes[low[at] : high[at]]
-                start, counts = trie.enter[inside], trie.own[inside] - trie.enter[inside]
                 flags[:] = False
-                flags[trie.items[np.arange(int(counts.sum())) + np.repeat(start - np.cumsum(counts) + counts, counts)]] = True
+                flags[trie.items[ranges(trie.enter[inside], trie.own[inside])]] = True
                 self.known[digest] = len(self.rows)
                 self.rows.append(np.packbits(flags, bitorder="little").view("<u4").astype(np.uint32))
             numbers[index] = self.known[digest]

@@ -129,7 +129,7 @@ def rests(walker: Walker, outcomes: Outcomes, vocabulary: Vocabulary) -> Rests:
         item = trie.items[trie.enter[reached.node]]  # the texts differ: one at each node
         ends.append((1 + reached.origin, low + item, outcomes.configurations.nodes(reached.state, reached.stack)))
         counts = trie.leave[left.node] - trie.enter[left.node]
-        item = trie.items[np.arange(int(counts.sum())) + np.repeat(trie.enter[left.node] - np.cumsum(counts) + counts, counts)]
+        item = trie.items[tries.ranges(trie.enter[left.node], trie.leave[left.node])]
         depth = np.repeat(left.depth, counts)
         pairs, which = np.unique(item * (1 << 16) + depth, return_inverse=True)
         further = np.array([names.of(texts[pair >> 16][pair & 0xFFFF :]) for pair in pairs.tolist()], np.int64)
@@ -156,7 +156,7 @@ def _leaving(
         kept = owner >= 0
         owner, node, depth, label = owner[kept], left.node[kept], left.depth[kept], left.label[kept]
         counts = trie.leave[node] - trie.enter[node]
-        token = trie.items[np.arange(int(counts.sum())) + np.repeat(trie.enter[node] - np.cumsum(counts) + counts, counts)]
+        token = trie.items[tries.ranges(trie.enter[node], trie.leave[node])]
         owner, depth, label = (np.repeat(column, counts) for column in (owner, depth, label))
         kept = live[spelled[ends[token] + depth]]
         parts.append((owner[kept], token[kept].astype(np.int64), depth[kept], label[kept]))

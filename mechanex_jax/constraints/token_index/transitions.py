@@ -9,7 +9,7 @@ import numpy as np
 from mechanex_jax.constraints.token_index.byte_classes import Readers
 from mechanex_jax.constraints.token_index.equivalent_states import Refinement, mix, mix_rows
 from mechanex_jax.constraints.token_index.tokens_to_finish import FAR, Configurations, solve
-from mechanex_jax.constraints.token_index.trie import TokenTries, Trie
+from mechanex_jax.constraints.token_index.trie import TokenTries, Trie, ranges
 from mechanex_jax.constraints.token_index.trie_walk import Left, Moves, Reached, Walker
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
@@ -152,9 +152,8 @@ def _steps(
         order = np.argsort(block[origin], kind="stable")
         token, owner = token[order], block[origin][order]
         low = np.searchsorted(owner, block[others])
-        many = np.searchsorted(owner, block[others], side="right") - low
-        state = np.repeat(others, many)
-        which = np.arange(len(state)) + np.repeat(low - np.cumsum(many) + many, many)
+        high = np.searchsorted(owner, block[others], side="right")
+        state, which = np.repeat(others, high - low), ranges(low, high)
         found, stack = _read(walker, vocabulary, state, token[which])
         sources.append(state[found > 0])
         after.append(configurations.nodes(found[found > 0], stack[found > 0]))

@@ -86,15 +86,14 @@ class Trie:
             is_closed = np.concatenate(closed)
             sizes.append(sizes[-1] + len(keys))
         owner = np.repeat(number, self.own - self.enter)
-        held = self.items[_ranges(self.enter, self.own)]
+        held = self.items[ranges(self.enter, self.own)]
         return _assemble(parents, labels, sizes, owner[owner >= 0], held[owner >= 0])
 
 
-def _ranges(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The numbers `low[0] .. high[0] - 1, low[1] .. high[1] - 1, ...`."""
+def ranges(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """Concatenate integer ranges: `low[0] .. high[0] - 1, low[1] .. high[1] - 1, ...`."""
     counts = high - low
-    total = int(counts.sum())
-    return np.arange(total) + np.repeat(low - np.cumsum(counts) + counts, counts)
+    return np.arange(int(counts.sum())) + np.repeat(low - np.cumsum(counts) + counts, counts)
 
 
 def _assemble(parents: list, labels: list, sizes: list[int], owner: np.ndarray, held: np.ndarray) -> Trie:

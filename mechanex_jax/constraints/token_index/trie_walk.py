@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mechanex_jax.constraints.automata.pushdown import DEAD, PushdownAutomaton
-from mechanex_jax.constraints.token_index.trie import Trie
+from mechanex_jax.constraints.token_index.trie import Trie, ranges
 from mechanex_jax.errors import ConstraintError
 
 _FRONTIER = 3_000_000  # pairs handled at once; bounds the memory
@@ -194,7 +194,7 @@ class Walker:
                 continue
             if not total:
                 continue
-            child = np.arange(total) + np.repeat(trie.first[node] - np.cumsum(counts) + counts, counts)
+            child = ranges(trie.first[node], trie.first[node + 1])
             column = trie.column[child]
             item = np.repeat(np.arange(len(origin)), counts)
             state, stack, away = self.step(state[item], stack[item], column)
