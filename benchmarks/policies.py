@@ -30,7 +30,7 @@ import numpy as np
 
 import mechanex_jax as mx
 from mechanex_jax.policy import run_unit_tests
-from mechanex_jax.policy.sandbox.runner import code_of
+from mechanex_jax.policy.sandbox.code_blocks import extract_code
 
 SENTENCE = "The keeper of the lighthouse wrote down every sound that the sea made, and what the weather was on that day. "
 COUNTS = (1, 2, 4, 8)
@@ -90,7 +90,7 @@ def pass_at_1(seeds: int, max_tokens: int, temperature: float) -> None:
         def passes(job: tuple[int, int], texts: list[list[str]] = texts) -> bool:
             at, task = job
             tests = [*tasks[task]["tests"], *tasks[task]["checks"]]
-            return run_unit_tests(code_of(texts[task][at]), tests, 3000).passed
+            return run_unit_tests(extract_code(texts[task][at]), tests, 3000).passed
 
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             for (at, task), ok in zip(jobs, pool.map(passes, jobs), strict=True):

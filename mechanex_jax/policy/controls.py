@@ -15,6 +15,7 @@ from typing import Any
 from mechanex_jax.engine.methods import ALIASES, METHODS
 from mechanex_jax.errors import NotLocalError, Verbatim, expected
 from mechanex_jax.policy import field_readers as r
+from mechanex_jax.policy.criteria import criteria_for
 from mechanex_jax.policy.tool_schema import effective_schema
 from mechanex_jax.policy.verifiers import VERIFIERS
 from mechanex_jax.steering.methods import METHODS as STEERING_METHODS
@@ -279,10 +280,10 @@ def _check(policy: Policy, name: str) -> None:
     if end is not None and end <= start:
         raise expected(f"{name}.steering.token_end", end, f"more than token_start, {start}", "The end is not included.")
     _check_constraints(policy.constraints, f"{name}.constraints")
+    criteria = criteria_for(policy)
     for verifier in policy.verifiers.enabled:
-        found = VERIFIERS[verifier]
-        if not found.equipped(policy):
-            raise expected(f"{name}.verifiers.enabled", verifier, f"{found.needs} with it")
+        if not VERIFIERS[verifier].equipped(criteria):
+            raise expected(f"{name}.verifiers.enabled", verifier, f"{VERIFIERS[verifier].needs} with it")
 
 
 def _check_constraints(constraints: ConstraintControls, name: str) -> None:

@@ -17,10 +17,11 @@ from mechanex_jax.engine.calls import Given, OnRows, Plain, ignore
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.run import MICRO_BATCH
 from mechanex_jax.errors import ArgumentError
+from mechanex_jax.policy.criteria import criteria_for
 from mechanex_jax.policy.plan import Plan
 from mechanex_jax.policy.rounds import Candidate, Outcome, Run, Slot
-from mechanex_jax.policy.sandbox.runner import TestResult, UnitTestRunner
-from mechanex_jax.policy.verifiers import Subject, broken_constraint, verify
+from mechanex_jax.policy.sandbox.runner import TestResult, UnitTestRunner, run_unit_tests
+from mechanex_jax.policy.verifiers import broken_constraint, verify
 
 
 class Generation(Protocol):
@@ -55,7 +56,7 @@ class Driver:
       ArgumentError: a prompt, or what a plan asks of any of its rounds, cannot be served.
     """
 
-    def __init__(self, generation: Generation, given: Given, plans: Sequence[Plan], run_tests: UnitTestRunner | None = None):
+    def __init__(self, generation: Generation, given: Given, plans: Sequence[Plan], run_tests: UnitTestRunner = run_unit_tests):
         self.generation, self.plans = generation, list(plans)
         first = [plan.config(plan.policy.sampling.method, 0, 0) for plan in self.plans]
         self.given = dataclasses.replace(given, configs=first, indices=[0] * len(first))
@@ -63,7 +64,7 @@ class Driver:
         for row, plan in {id(plan): (row, plan) for row, plan in enumerate(self.plans)}.values():
             for name in dict.fromkeys(plan.policy.optimization.fallback_methods):
                 generation.rows(dataclasses.replace(self.given.take([row]), configs=[plan.config(name, 0, 0)]))
-        self._subjects = {id(plan): Subject.of(plan.policy, run_tests) for plan in self.plans}
+        self._criteria = {id(plan): criteria_for(plan.policy, run_tests) for plan in self.plans}
 
     def outcomes(
         self, *, micro_batch: int = MICRO_BATCH, on_done: Callable[[int, Outcome], None] = lambda row, outcome: None
@@ -136,15 +137,15 @@ class Driver:
 
     def _judge(self, decoded: _Decoded) -> Candidate:
         plan, completion = self.plans[decoded.row], decoded.completion
-        subject, uncontained = self._subjects[id(plan)], set[str]()
+        criteria, uncontained = self._criteria[id(plan)], set[str]()
 
         def run_tests(code: str, tests: Sequence[str], timeout_ms: int) -> TestResult:
-            result = subject.run_tests(code, tests, timeout_ms)
+            result = criteria.run_tests(code, tests, timeout_ms)
             uncontained.update(result.uncontained)
             return result
 
-        verdict = verify(completion.text, dataclasses.replace(subject, run_tests=run_tests))
-        broken = broken_constraint(completion.text, plan.policy)
+        verdict = verify(completion.text, dataclasses.replace(criteria, run_tests=run_tests))
+        broken = broken_constraint(completion.text, criteria)
         if completion.finish_reason == "dead_end":
             broken = broken or "constraint: no token was allowed"
         return Candidate(

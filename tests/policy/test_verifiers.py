@@ -18,8 +18,9 @@ from schema_tools import accepts
 from mechanex_jax.constraints.json_schema import pushdown_automaton
 from mechanex_jax.errors import ArgumentError
 from mechanex_jax.policy.controls import read
+from mechanex_jax.policy.criteria import criteria_for
 from mechanex_jax.policy.tool_schema import effective_schema, tools
-from mechanex_jax.policy.verifiers import VERIFIERS, Subject, agreement, broken_constraint, verify
+from mechanex_jax.policy.verifiers import VERIFIERS, Criteria, agreement, broken_constraint, verify
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0}}, "required": ["a"]}
 REFERS = {"$ref": "#/$defs/P", "$defs": {"P": {"type": "object", "properties": {"p": {"type": "integer"}}, "required": ["p"]}}}
@@ -44,11 +45,11 @@ def passes(code, tests, timeout_ms):
     return SimpleNamespace(passed=right, reason="" if right else f"wrong: {code}", timed_out=False, uncontained=())
 
 
-def subject_of(enabled, run_tests=passes, **constraints) -> Subject:
+def criteria(enabled, run_tests=passes, **constraints) -> Criteria:
     verifiers = {"enabled": enabled, "unit_test_timeout_ms": 700}
     if "unit_tests" in enabled:
         verifiers["code_unit_tests"] = ["assert f() == 1"]
-    return Subject.of(read({"verifiers": verifiers, "constraints": constraints}), run_tests)
+    return criteria_for(read({"verifiers": verifiers, "constraints": constraints}), run_tests)
 
 
 PATTERN = {"regex_pattern": "[a-z]+"}
@@ -102,7 +103,7 @@ TEXTS = [
 
 @pytest.mark.parametrize(("name", "constraints", "text", "said"), TEXTS, ids=[f"{t[0]}-{t[2][:24]!r}" for t in TEXTS])
 def test_a_verifier_complains_where_it_should_and_takes_off_what_is_documented(name, constraints, text, said):
-    verdict = verify(text, subject_of([name], **constraints))
+    verdict = verify(text, criteria([name], **constraints))
     assert verdict.ok == (said is None) == (not verdict.reasons)
     assert verdict.penalty == (0.0 if said is None else PENALTIES[name])
     for reason in verdict.reasons:
@@ -112,26 +113,26 @@ def test_a_verifier_complains_where_it_should_and_takes_off_what_is_documented(n
 def test_the_verifiers_are_those_of_the_documentation_and_complaints_add_up():
     assert {name: found.penalty for name, found in VERIFIERS.items()} == PENALTIES
     assert {name for name, *_, said in TEXTS if said} == set(VERIFIERS) - {"factuality"}
-    verdict = verify("1 +", subject_of(["code_compile", "syntax", "factuality"]))
+    verdict = verify("1 +", criteria(["code_compile", "syntax", "factuality"]))
     assert verdict.penalty == pytest.approx(1.5) and [r.split(":")[0] for r in verdict.reasons] == ["code_compile", "syntax"]
 
 
 def test_only_enabled_verifiers_are_asked():
-    assert verify("1 +", subject_of([])).ok
+    assert verify("1 +", criteria([])).ok
     with pytest.raises(ZeroDivisionError):
-        verify("x", subject_of(["unit_tests"], lambda *_: 1 / 0))
+        verify("x", criteria(["unit_tests"], lambda *_: 1 / 0))
 
 
 def test_without_a_runner_tests_run_in_the_sandbox():
     policy = read({"verifiers": {"code_unit_tests": ["assert f(2) == 4"], "unit_test_timeout_ms": 20_000}})
-    assert verify("```python\ndef f(x):\n    return 2 * x\n```", Subject.of(policy)).ok
-    verdict = verify("def f(x): return x", Subject.of(policy))
+    assert verify("```python\ndef f(x):\n    return 2 * x\n```", criteria_for(policy)).ok
+    verdict = verify("def f(x): return x", criteria_for(policy))
     assert verdict.penalty == 0.9 and "unit_tests: " in verdict.reasons[0]
 
 
 def test_generated_code_is_compiled_and_never_run(tmp_path):
     target = tmp_path / "made"
-    assert verify(f"open({str(target)!r}, 'w')", subject_of(["code_compile"])).ok
+    assert verify(f"open({str(target)!r}, 'w')", criteria(["code_compile"])).ok
     assert not target.exists()
 
 
@@ -253,15 +254,14 @@ BROKEN = [
 
 @pytest.mark.parametrize(("constraints", "text", "said"), BROKEN, ids=[f"{b[0]}-{b[1]!r}"[:60] for b in BROKEN])
 def test_a_broken_constraint_is_found_on_the_text_and_said(constraints, text, said):
-    found = broken_constraint(text, read({"constraints": constraints}))
+    found = broken_constraint(text, criteria_for(read({"constraints": constraints})))
     assert (found is None) == (said is None)
     assert said is None or re.match(f"constraint: .*{re.escape(said)}", found or "")
 
 
 def test_every_broken_constraint_is_said():
-    found = broken_constraint(
-        "Sorry END", read({"constraints": {"forbidden_terms": ["sorry"], "stop_sequences": ["END"], **PATTERN}})
-    )
+    policy = read({"constraints": {"forbidden_terms": ["sorry"], "stop_sequences": ["END"], **PATTERN}})
+    found = broken_constraint("Sorry END", criteria_for(policy))
     assert found is not None and found.count("constraint: ") == 3
 
 

@@ -51,7 +51,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import textwrap
 import time
 import warnings
 from collections.abc import Sequence
@@ -66,7 +65,6 @@ _CHILD = Path(__file__).with_name("child.py")
 _FLAGS = ("-s", "-P", "-S", "-B", "-X", "utf8")
 _GRACE = 20.0  # seconds that a busy machine may take to start the child and to end it, on top of the time limit
 _LONGEST = 300  # characters of a reason
-_NAMES = {"python": ("python", "py", "python3")}
 
 
 @dataclass(frozen=True)
@@ -116,46 +114,6 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
-
-
-# --- texts -----------------------------------------------------------------------------------------------------------------
-
-_FENCE = re.compile(r"^[ \t]*(?:>[ \t]*)?(`{3,}|~{3,})[ \t]*([^`\n]*)$")
-
-
-def _blocks(answer: str) -> list[tuple[str, str]]:
-    """(language, content) of every fenced block; one that is not closed reaches to the end."""
-    found: list[tuple[str, str]] = []
-    fence, language, lines = "", "", []
-    for line in answer.splitlines():
-        match = _FENCE.match(line)
-        if not fence and match:
-            fence, lines = match[1], []
-            language = (match[2].strip(" \t{}.").split() or [""])[0].lower()
-        elif match and match[1].startswith(fence) and not match[2].strip():
-            found.append((language, "\n".join(lines)))
-            fence = ""
-        elif fence:
-            lines.append(line)
-    if fence:
-        found.append((language, "\n".join(lines)))
-    return [(name, textwrap.dedent(block).strip("\n")) for name, block in found if block.strip()]
-
-
-def code_of(text: str, language: str = "python") -> str:
-    """The code in a model's answer: its first fenced block in the language, else its first block, else all of it.
-
-    Args:
-      text: the answer. A block that was cut off before its end counts.
-      language: as written after the fence; for "python" also "py" and "python3".
-
-    Returns:
-      The code without common indentation.
-    """
-    blocks = _blocks(text)
-    names = _NAMES.get(language.lower(), (language.lower(),))
-    named = [block for name, block in blocks if name in names]
-    return (named or [block for _, block in blocks] or [textwrap.dedent(text).strip("\n")])[0]
 
 
 def check_tests(tests: Any, name: str = "code_unit_tests") -> None:

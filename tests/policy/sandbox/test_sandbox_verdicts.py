@@ -14,7 +14,8 @@ from test_sandbox import below, descriptors
 from mechanex_jax.errors import ArgumentError, NotLocalError
 from mechanex_jax.policy.sandbox import containment
 from mechanex_jax.policy.sandbox import runner as sandbox
-from mechanex_jax.policy.sandbox.runner import Limits, TestResult, UnitTestRunner, check_tests, code_of, run_unit_tests
+from mechanex_jax.policy.sandbox.code_blocks import extract_code
+from mechanex_jax.policy.sandbox.runner import Limits, TestResult, UnitTestRunner, check_tests, run_unit_tests
 
 ADD = "def add(a, b):\n    return a + b\n"
 
@@ -173,12 +174,12 @@ def test_a_result_repeats():
     ],
 )
 def test_code_is_found_in_an_answer(answer, code):
-    assert code_of(answer) == code
+    assert extract_code(answer) == code
 
 
 def test_another_language_is_found_by_its_name():
     answer = "```python\nx\n```\n```sql\nselect 1\n```"
-    assert (code_of(answer, "sql"), code_of(answer, "rust")) == ("select 1", "x")
+    assert (extract_code(answer, "sql"), extract_code(answer, "rust")) == ("select 1", "x")
 
 
 @pytest.mark.parametrize(
