@@ -1,4 +1,4 @@
-"""Isolation of generated code: an interpreter of its own, shut in as far as the system allows."""
+"""Containment of generated code: an interpreter of its own, with as few rights as the system lets it have."""
 
 from mechanex_jax.policy.sandbox.runner import Limits, TestResult, UnitTestRunner, run_unit_tests
 

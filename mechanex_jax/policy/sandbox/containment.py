@@ -1,7 +1,7 @@
-"""What the sandbox's child does to itself before generated code runs: namespaces, a root folder, limits, a filter.
+"""Steps by which the sandbox's child contains itself before generated code runs: namespaces, a root folder, limits, a filter.
 
 Every step that a system refuses is reported by the name of what stays possible, and the run goes on without it. The child loads
-it by path, so it imports nothing of the library.
+this file by path, so it imports nothing of the library.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import ParamSpec
+
+P = ParamSpec("P")
 
 LINUX = sys.platform == "linux"
 NETWORK, PROCESSES, SHARED = "the network", "processes of the same user", "System V shared memory of the same user"
@@ -22,26 +24,23 @@ CALLS = "system calls that make namespaces, trace processes or load programs int
 _NEWNS, _NEWUTS, _NEWIPC, _NEWUSER, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000
 _NOSUID, _NODEV, _BIND, _REC, _PRIVATE, _DETACH = 2, 4, 4096, 16384, 1 << 18, 2
 PDEATHSIG, DUMPABLE, NO_NEW_PRIVS, SUBREAPER = 1, 4, 38, 36
-_PIVOT_ROOT = {
-    "x86_64": 155,
-    "aarch64": 41,
-    "riscv64": 41,
-}  # system calls that no C library wraps; the second is the same on all
+# System calls that no C library wraps; the second one's number is the same everywhere.
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41, "riscv64": 41}
 _MOUNT_SETATTR = 442
-_FIRST_UID = 1_879_048_192  # root gives way to a user that nobody is, another one in each run
+_FIRST_UID = 1_879_048_192  # root becomes a user that does not exist, another one in each run
 
 # Refused to generated code: a new user namespace would give it rights anew, such as to mount a file system in memory.
 # mount, unshare, setns, ptrace, process_vm_readv, process_vm_writev, add_key, request_key, keyctl, perf_event_open, bpf,
-# userfaultfd, shmget, msgget, semget; then clone, and what Linux says for the architecture.
+# userfaultfd, shmget, msgget, semget; then clone, and Linux's number for the architecture.
 _CALLS = {
     "x86_64": ((165, 272, 308, 101, 310, 311, 248, 249, 250, 298, 321, 323, 29, 68, 64), 56, 0xC000003E),
     "aarch64": ((40, 97, 268, 117, 270, 271, 217, 218, 219, 241, 280, 282, 194, 186, 190), 220, 0xC00000B7),
     "riscv64": ((40, 97, 268, 117, 270, 271, 217, 218, 219, 241, 280, 282, 194, 186, 190), 220, 0xC00000F3),
 }
 _NEWER_CALLS = (425, 428, 429, 430)  # io_uring_setup, open_tree, move_mount, fsopen: the same everywhere
-_CLONE3 = 435  # its flags lie out of a filter's sight; C libraries then use clone
+_CLONE3 = 435  # a filter cannot see its flags; without it C libraries use clone
 
-# What an interpreter's libraries are found in; and the devices that programs expect.
+# Where an interpreter's libraries are; and the devices that programs expect.
 _SYSTEM = ("/usr", "/lib", "/lib64", "/lib32", "/bin", "/nix/store", "/gnu/store", "/etc/ld.so.cache")
 _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 
@@ -49,7 +48,7 @@ _DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"
 # --- the C library -------------------------------------------------------------------------------------------------------
 
 
-def _call(name: str, *arguments: Any) -> int:
+def _call(name: str, *arguments: object) -> int:
     function = getattr(ctypes.CDLL(None, use_errno=True), name)
     # Whole registers: a variadic function such as `syscall` and `prctl` reads them so.
     result = function(*(ctypes.c_long(value) if isinstance(value, int) else value for value in arguments))
@@ -59,6 +58,7 @@ def _call(name: str, *arguments: Any) -> int:
 
 
 def prctl(option: int, value: int) -> None:
+    """Set an option of this process; prctl(2). Raises OSError."""
     _call("prctl", option, value, 0, 0, 0)
 
 
@@ -66,8 +66,8 @@ def _mount(source: str, target: str, kind: str, flags: int, options: str = "") -
     _call("mount", source.encode(), target.encode(), kind.encode(), flags, options.encode())
 
 
-def _attributes(path: str, set_: int, clear: int = 0, flags: int = 0) -> None:
-    """mount_setattr(2); with flags 0x8000 for all mounts below too, which needs Linux 5.12."""
+def _set_mount_attributes(path: str, set_: int, clear: int = 0, flags: int = 0) -> None:
+    """Change a mount's attributes; mount_setattr(2), from Linux 5.12. Flags 0x8000: those of all mounts below too."""
     block = (ctypes.c_uint64 * 4)(set_, clear, 0, 0)
     _call("syscall", _MOUNT_SETATTR, -100, path.encode(), flags, ctypes.byref(block), ctypes.sizeof(block))
 
@@ -77,20 +77,20 @@ def _write(path: str, text: str) -> None:
         file.write(text)
 
 
-def tried(step: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether the system let us."""
+def tried(step: Callable[P, object], *arguments: P.args, **keywords: P.kwargs) -> bool:
+    """Take a step, and say whether the system allowed it."""
     try:
-        step(*arguments)
+        step(*arguments, **keywords)
     except (OSError, AttributeError, KeyError, ValueError):
         return False
     return True
 
 
-# --- shutting in ---------------------------------------------------------------------------------------------------------
+# --- containment ---------------------------------------------------------------------------------------------------------
 
 
 def _map_user(uid: int, gid: int) -> None:
-    """In the new user namespace, be who we were; but not root, whose programs would get rights anew."""
+    """In the new user namespace, keep the user's number; but not root's, whose programs would get rights anew."""
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{uid or 1000} {uid} 1"),
@@ -100,7 +100,7 @@ def _map_user(uid: int, gid: int) -> None:
 
 
 def enter_namespaces() -> tuple[list[str], bool]:
-    """New PID, network, IPC and UTS namespaces; what was refused, and whether a user namespace was needed."""
+    """Enter new PID, network, IPC and UTS namespaces; return what was refused, and whether a user namespace was needed."""
     uid, gid, user = os.geteuid(), os.getegid(), False
     own_pids = uid == 0 and tried(_call, "unshare", _NEWPID)
     if not own_pids:
@@ -112,8 +112,8 @@ def enter_namespaces() -> tuple[list[str], bool]:
     return refused, user
 
 
-def _show(path: str, root: str) -> None:
-    """Make a file or folder of the system visible below `root`."""
+def _bind(path: str, root: str) -> None:
+    """Make a file or folder of the system visible below `root`, by a bind mount."""
     target = root + path
     if os.path.lexists(target) or not os.path.exists(path):
         return
@@ -129,9 +129,17 @@ def _show(path: str, root: str) -> None:
 
 
 def enter_root(folder: str, owner: int, disk_mib: int) -> None:
-    """A root folder of our own: the interpreter, the system's libraries, a few devices, and one place to write, all in memory.
+    """Enter a new root folder: the interpreter, the system's libraries, a few devices, and one folder in memory to write to.
 
-    Nothing else of the file system is there: no home folders, no `/proc`, no sockets of other programs. Raises OSError.
+    Nothing else of the file system is there: no home folders, no `/proc`, no sockets of other programs.
+
+    Args:
+      folder: becomes the root.
+      owner: user number to whom the folder for writing belongs.
+      disk_mib: its size.
+
+    Raises:
+      OSError: the system refused; the old root is still in place.
     """
     pivot_root = _PIVOT_ROOT[os.uname().machine]
     _call("unshare", _NEWNS)
@@ -143,13 +151,13 @@ def enter_root(folder: str, owner: int, disk_mib: int) -> None:
     _mount("tmpfs", folder + "/tmp", "tmpfs", _NOSUID | _NODEV, space)
     os.symlink("/tmp", folder + "/dev/shm")  # where semaphores of `multiprocessing` live
     for path in (*_SYSTEM, *_DEVICES, os.path.realpath(sys.base_prefix), os.path.realpath(sys.base_exec_prefix)):
-        _show(path, folder)
+        _bind(path, folder)
     for path in (sys.base_prefix, sys.base_exec_prefix):  # where the way to it leads through links
         if not os.path.exists(folder + path):
             os.makedirs(os.path.dirname(folder + path), exist_ok=True)
             os.symlink(os.path.realpath(path), folder + path)
-    _attributes(folder, 1 | _NOSUID, flags=0x8000)
-    _attributes(folder + "/tmp", 0, clear=1)
+    _set_mount_attributes(folder, 1 | _NOSUID, flags=0x8000)
+    _set_mount_attributes(folder + "/tmp", 0, clear=1)
     os.chdir(folder)
     _call("syscall", pivot_root, b".", b".")  # the last step that may be refused: there is no way back
     _call("umount2", b".", _DETACH)
@@ -157,7 +165,7 @@ def enter_root(folder: str, owner: int, disk_mib: int) -> None:
 
 
 def _become(uid: int) -> bool:
-    """Give up root for good, if everything an interpreter needs can be read without it."""
+    """Become another user for good, and say so; stay root where the interpreter's own files could then not be read."""
     try:
         os.setgroups([])
         os.setresgid(uid, uid, uid)
@@ -179,34 +187,39 @@ def _drop_capabilities() -> None:
 
 
 def filter_calls() -> None:
-    """Refuse system calls that no program of this kind needs, for good; seccomp(2). Raises OSError, or KeyError."""
+    """Refuse system calls that no program of this kind needs, for good; seccomp(2).
+
+    Raises:
+      OSError: the system refused.
+      KeyError: a processor whose system calls are not known here.
+    """
     calls, clone, architecture = _CALLS[os.uname().machine]
     load, equal, least, any_bit, leave = 0x20, 0x15, 0x35, 0x45, 0x06
     allow, not_permitted, not_there = 0x7FFF0000, 0x00050001, 0x00050026
 
-    def when(test: int, value: int, answer: int) -> list[tuple[int, int, int, int]]:
+    def answer_if(test: int, value: int, answer: int) -> list[tuple[int, int, int, int]]:
         return [(test, 0, 1, value), (leave, 0, 0, answer)]
 
     steps = [(load, 0, 0, 4), (equal, 1, 0, architecture), (leave, 0, 0, not_permitted), (load, 0, 0, 0)]
-    steps += when(least, 0x40000000, not_permitted)  # x86-64's second set of numbers
+    steps += answer_if(least, 0x40000000, not_permitted)  # x86-64's second set of numbers
     for call in (*calls, *_NEWER_CALLS):
-        steps += when(equal, call, not_permitted)
-    steps += when(equal, _CLONE3, not_there)
+        steps += answer_if(equal, call, not_permitted)
+    steps += answer_if(equal, _CLONE3, not_there)
     steps += [(equal, 1, 0, clone), (leave, 0, 0, allow), (load, 0, 0, 16)]
-    steps += [*when(any_bit, 0x7E020000, not_permitted), (leave, 0, 0, allow)]  # any new namespace
+    steps += [*answer_if(any_bit, 0x7E020000, not_permitted), (leave, 0, 0, allow)]  # any new namespace
 
-    class Step(ctypes.Structure):
+    class Instruction(ctypes.Structure):
         _fields_ = (("code", ctypes.c_uint16), ("yes", ctypes.c_uint8), ("no", ctypes.c_uint8), ("value", ctypes.c_uint32))
 
     class Program(ctypes.Structure):
-        _fields_ = (("length", ctypes.c_uint16), ("steps", ctypes.POINTER(Step)))
+        _fields_ = (("length", ctypes.c_uint16), ("steps", ctypes.POINTER(Instruction)))
 
-    block = (Step * len(steps))(*steps)
+    block = (Instruction * len(steps))(*steps)
     _call("prctl", 22, 2, ctypes.byref(Program(len(steps), block)), 0, 0)
 
 
 def _tasks_of_user() -> int | None:
-    """How many processes and threads the user has, outside of a user namespace: the limit counts them all. None: unknown."""
+    """Count the processes and threads of the user outside of a user namespace, all of which the limit counts; None: unknown."""
     count, user = 0, os.getuid()
     if not os.path.isdir("/proc/self/task"):
         return None
@@ -220,8 +233,8 @@ def _tasks_of_user() -> int | None:
     return count
 
 
-def _held_to_processes() -> bool:
-    """Whether a limit of none stops a fork. Root is never held, even where it goes by another name in a user namespace."""
+def _process_limit_holds() -> bool:
+    """Whether a limit of 0 processes stops a fork. It never stops root, not even under another number in a user namespace."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NPROC)
@@ -239,7 +252,12 @@ def _held_to_processes() -> bool:
 
 
 def take_limits(job: dict, tasks: int | None) -> list[str]:
-    """The resource limits, and what could not be limited; `tasks` that are there already, None if they cannot be limited."""
+    """Set the resource limits, and return what could not be limited.
+
+    Args:
+      job: with `Limits` and timeout_ms.
+      tasks: processes and threads that the user has already; None: their number cannot be limited.
+    """
     import resource
 
     def limit(name: str, value: int) -> bool:
@@ -254,28 +272,37 @@ def take_limits(job: dict, tasks: int | None) -> list[str]:
     limit("RLIMIT_FSIZE", job["file_mib"] * mib)
     limit("RLIMIT_NOFILE", job["open_files"])
     refused = [] if limit("RLIMIT_AS", job["memory_mib"] * mib) and LINUX else [MEMORY]
-    held = tasks is not None and _held_to_processes() and limit("RLIMIT_NPROC", tasks + job["processes"])
+    held = tasks is not None and _process_limit_holds() and limit("RLIMIT_NPROC", tasks + job["processes"])
     return refused if held else [*refused, FORKS]
 
 
-def shut_in(job: dict, refused: list[str], user_namespace: bool) -> list[str]:
-    """All that the runner does to itself before generated code runs; what was refused."""
+def contain(job: dict, refused: list[str], user_namespace: bool) -> list[str]:
+    """Take every step in the runner's own process, before generated code runs.
+
+    Args:
+      job: see `child.keep`.
+      refused: steps that the system refused to the keeper.
+      user_namespace: whether the keeper entered one.
+
+    Returns:
+      All that was refused, by the names above.
+    """
     folder, root = job["folder"], os.geteuid() == 0
     other = _FIRST_UID + job["number"] if root else 0
-    if other and not tried(os.chown, folder, other, other):  # a container that knows root only
+    if other and not tried(os.chown, folder, other, other):  # a container without other users
         other = 0
     if LINUX:
         tried(_write, "/proc/self/oom_score_adj", "1000")  # where memory runs out, this goes first
     if not (job["namespaces"] and tried(enter_root, folder, other or os.geteuid(), job["disk_mib"])):
         refused = [*refused, READING, WRITING, DISK]
         if LINUX:
-            tried(_call, "umount2", folder.encode(), _DETACH)  # what an attempt left
+            tried(_call, "umount2", folder.encode(), _DETACH)  # left by the attempt
         os.chdir(folder)
     dropped = other > 0 and LINUX and _become(other)
     if dropped:
         refused = [name for name in refused if name != PROCESSES]
     elif other:
-        os.chown(".", 0, 0)  # about to lose the right to use what is another's
+        os.chown(".", 0, 0)  # without capabilities, only an own folder can be written to
     if LINUX:
         tried(_drop_capabilities)
         prctl(NO_NEW_PRIVS, 1)

@@ -1,11 +1,11 @@
-"""Runs generated code against unit tests, shut in as far as the system allows.
+"""Run generated code against unit tests, contained as far as the system allows.
 
 Generated code never runs in this process. It runs in a child interpreter: isolated (`-s -P -S`: no site-packages, no user
 site, nothing of the current folder; not `-I`, which would ignore the hash seed that is fixed so that results repeat), with an
 environment that holds TMPDIR alone, a temporary folder of its own, and no open file but `/dev/null`.
 
-On Linux with namespaces, which an unprivileged user needs `user` namespaces for and root in a container the right to
-`unshare`, the code
+On Linux with namespaces (an unprivileged user needs user namespaces for them, root in a container the right to `unshare`), the
+code
 - sees a root folder with nothing but the interpreter, the system's libraries and five devices, read-only, and one folder in
   memory (`Limits.disk_mib`) to write to; no home folder, no `/proc`, no sockets of other programs;
 - is process 1 of its PID namespace: it can name no process outside, and all that it starts dies with it;
@@ -14,8 +14,7 @@ On Linux with namespaces, which an unprivileged user needs `user` namespaces for
 - is held to CPU time, memory and file size a process, and to a number of processes and threads.
 It is killed at the time limit, when this process is killed, and on Ctrl-C. What it prints is thrown away.
 
-What the system at hand refuses is in every `TestResult.uncontained`, and in `uncontained()`.
-Its words, and what they mean:
+What the system at hand refuses to contain is in every `TestResult.uncontained`, and in `uncontained()`, in these words:
 - ``the network``: connections to anywhere;
 - ``processes of the same user``: it can signal them, and read their environment;
 - ``reading files outside its folder``, ``writing files outside its folder``: as far as the user may;
@@ -27,7 +26,7 @@ Its words, and what they mean:
   there is one (x86-64, 64-bit ARM and RISC-V).
 Without namespaces (a container that forbids them, an old kernel: 5.12 is needed for files) the first five are open; what the
 code leaves running is found and ended on Linux all the same. macOS has none of it, and all ten are. Windows cannot run the
-child at all: plug in a runner of your own (`UnitTestRunner`), such as a remote one.
+child at all: pass a runner of your own (`UnitTestRunner`), such as a remote one.
 
 Not contained anywhere:
 - Memory is limited per process: `processes` times `memory_mib` in the worst case, though first in line when memory runs out.
@@ -56,29 +55,29 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from mechanex_jax.errors import MechanexError, NotLocalError, Verbatim, expected
 from mechanex_jax.validation import integer, text
 
 _CHILD = Path(__file__).with_name("child.py")
 _FLAGS = ("-s", "-P", "-S", "-B", "-X", "utf8")
-_GRACE = 20.0  # seconds that a busy machine may take to start the child and to end it, on top of the time limit
-_LONGEST = 300  # characters of a reason
+_GRACE_SECONDS = 20.0  # that a busy machine may take to start the child and to end it, on top of the time limit
+_MAX_REASON = 300  # characters
 
 
 @dataclass(frozen=True)
 class TestResult:
-    """How a run went.
+    """The verdict on one piece of code.
 
     Attributes:
-      passed: whether the code ran and every test after it.
+      passed: whether the code and then every test ran to its end.
       reason: why not, in one line of at most 300 characters; empty if passed.
-      timed_out: whether it was ended at the time limit.
-      uncontained: what could not be contained in this run; empty if all of it was.
+      timed_out: whether the run was ended at the time limit.
+      uncontained: what this run could not contain, in the words of the module's docstring; empty if it contained everything.
     """
 
-    __test__ = False  # not a test of pytest's
+    __test__ = False  # pytest collects classes of this name
 
     passed: bool
     reason: str
@@ -87,22 +86,24 @@ class TestResult:
 
 
 class UnitTestRunner(Protocol):
-    """Whatever runs code against tests: `run_unit_tests`, or a container or service of yours."""
+    """A function that runs code against tests: `run_unit_tests`, or one of yours that asks a container or a service."""
 
-    def __call__(self, code: str, tests: Sequence[str], timeout_ms: int, /) -> TestResult: ...
+    def __call__(self, code: str, tests: Sequence[str], timeout_ms: int, /) -> TestResult:
+        """Run the code, then each test in the same namespace, all within `timeout_ms` milliseconds."""
+        ...
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What generated code may use.
+    """Resources that generated code may use.
 
     Attributes:
-      memory_mib: address space of each process.
-      processes: processes and threads that it may have besides its first.
-      file_mib: size of a file.
-      disk_mib: all files together, with namespaces; 64 files per MiB.
+      memory_mib: address space of each process, in MiB.
+      processes: processes and threads besides the first one.
+      file_mib: size of one file, in MiB.
+      disk_mib: size of all files together, in MiB, and 64 files for each MiB; held only with namespaces.
       open_files: descriptors of each process.
-      namespaces: False does without, as on a system that has none.
+      namespaces: False runs without namespaces, as on a system that has none.
     """
 
     memory_mib: int = 512
@@ -116,8 +117,12 @@ class Limits:
 DEFAULT_LIMITS = Limits()
 
 
-def check_tests(tests: Any, name: str = "code_unit_tests") -> None:
-    """Raises ArgumentError unless `tests` is a list of snippets of Python."""
+def check_tests(tests: object, name: str = "code_unit_tests") -> None:
+    """Check that `tests` is a list of snippets of Python, each of which compiles.
+
+    Raises:
+      ArgumentError: it is not; the message names the snippet, as an item of `name`.
+    """
     if isinstance(tests, str) or not isinstance(tests, Sequence):
         raise expected(name, tests, "a list of Python snippets", "Write, for example, ['assert add(1, 2) == 3'].")
     for number, test in enumerate(tests):
@@ -136,21 +141,21 @@ def check_tests(tests: Any, name: str = "code_unit_tests") -> None:
 
 
 def run_unit_tests(code: str, tests: Sequence[str], timeout_ms: int = 1500, *, limits: Limits = DEFAULT_LIMITS) -> TestResult:
-    """Run code, then each test in the same namespace, in a child that is shut in (see the module's docstring).
+    """Run code, then each test in the same namespace, in a contained child process (see the module's docstring).
 
     Args:
       code: Python. `__name__` is "solution", so that what is below `if __name__ == "__main__"` stays out.
-      tests: snippets; one fails by raising, as `assert` does. None at all: the code must run.
-      timeout_ms: wall time for code and tests together, the child's start not counted.
-      limits: what it may use.
+      tests: snippets; one fails by raising, as `assert` does. Without any, the code has to run to its end.
+      timeout_ms: wall time for code and tests together, in milliseconds, the child's start not counted.
+      limits: memory, files and processes that the code may use.
 
     Returns:
       The verdict, with the reason for a failure that names the test.
 
     Raises:
-      ArgumentError: on a test that is not valid Python, or a wrong type.
-      NotLocalError: on Windows.
-      MechanexError: where no child can be started at all.
+      ArgumentError: a test that is not valid Python, or a wrong type.
+      NotLocalError: this is Windows.
+      MechanexError: no child can be started at all.
     """
     text("code", code)
     check_tests(tests, "tests")
@@ -167,52 +172,52 @@ def run_unit_tests(code: str, tests: Sequence[str], timeout_ms: int = 1500, *, l
     try:
         token = secrets.token_hex(16).encode()
         job = asdict(limits) | {"folder": folder, "token": token, "parent": os.getpid(), "timeout_ms": timeout_ms}
-        said, verdict = _converse(job | {"code": code, "tests": list(tests)}, timeout_ms / 1000 + _GRACE)
+        report, verdict = _run_child(job | {"code": code, "tests": list(tests)}, folder, timeout_ms / 1000 + _GRACE_SECONDS)
     finally:
         _remove(folder)
-    return _judge(said, verdict, token, timeout_ms)
+    return _result(report, verdict, token, timeout_ms)
 
 
 @functools.cache
 def uncontained(limits: Limits = DEFAULT_LIMITS) -> tuple[str, ...]:
-    """What this system does not let a run contain, found by a run with nothing in it, once per process."""
+    """List what this system does not let a run contain, in the words of the module's docstring; tried once per process."""
     return run_unit_tests("", [], 60_000, limits=limits).uncontained
 
 
-def _converse(job: dict[str, Any], patience: float) -> tuple[bytes, bytes]:
-    """Start the child, wait for its end, and return what its keeper and what its runner said."""
+def _run_child(job: dict[str, object], folder: str, patience: float) -> tuple[bytes, bytes]:
+    """Start the child, wait `patience` seconds for its end, and return its keeper's report and its runner's verdict."""
     environment = {"PYTHONHASHSEED": "0"}
     if "LD_LIBRARY_PATH" in os.environ:  # some interpreters don't start without; gone before the code runs
         environment["LD_LIBRARY_PATH"] = os.environ["LD_LIBRARY_PATH"]
-    channel, other = os.pipe()
+    channel, child_end = os.pipe()
     child = None
     try:
         with tempfile.TemporaryFile() as file:  # unlike a pipe, never full
             file.write(marshal.dumps(job))
             file.seek(0)
             child = subprocess.Popen(
-                [sys.executable, *_FLAGS, str(_CHILD), str(other)],
+                [sys.executable, *_FLAGS, str(_CHILD), str(child_end)],
                 stdin=file,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(other,),
+                pass_fds=(child_end,),
                 env=environment,
-                cwd=job["folder"],
+                cwd=folder,
                 start_new_session=True,
             )
-        os.close(other)
-        other = -1
+        os.close(child_end)
+        child_end = -1
         assert child.stdout is not None
-        said = _read(child.stdout.fileno(), time.monotonic() + patience)
-        # Whatever is in the pipe: more than its 64 KiB has not been read, and is not by a runner that passes.
+        report = _read(child.stdout.fileno(), time.monotonic() + patience)
+        # The code can write to this pipe too. A runner that passes writes far less than the 64 KiB that the pipe holds.
         os.set_blocking(channel, False)
         try:
             verdict = os.read(channel, 4096)
         except BlockingIOError:
             verdict = b""
-        return said, verdict
+        return report, verdict
     finally:
-        for descriptor in (channel, other):
+        for descriptor in (channel, child_end):
             if descriptor >= 0:
                 os.close(descriptor)
         if child is not None:
@@ -220,20 +225,20 @@ def _converse(job: dict[str, Any], patience: float) -> tuple[bytes, bytes]:
 
 
 def _read(descriptor: int, deadline: float) -> bytes:
-    """All that the keeper says, to the end of file that its exit is. The code never holds this pipe."""
-    said, poll = b"", select.poll()
+    """Read all that the keeper writes, until it exits. The code never holds this pipe."""
+    report, poll = b"", select.poll()
     poll.register(descriptor, select.POLLIN)
     while (left := deadline - time.monotonic()) > 0:
         if poll.poll(left * 1000):
             part = os.read(descriptor, 4096)
             if not part:
                 break
-            said += part
-    return said
+            report += part
+    return report
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Have the keeper end everything, then end it too; it has gone already but for an interrupt or a stalled machine."""
+    """Have the keeper end everything, then end it too. It still runs only after an interrupt or on a stalled machine."""
     try:
         if child.stdout is not None:
             child.stdout.close()
@@ -251,7 +256,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Remove the folder, also where the code took away its own rights in it."""
+    """Remove the folder, even if the code took away the rights to its subfolders."""
     shutil.rmtree(folder, ignore_errors=True)
     if os.path.isdir(folder):
         for path, _, _ in os.walk(folder):
@@ -260,29 +265,30 @@ def _remove(folder: str) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _judge(said: bytes, verdict: bytes, token: bytes, timeout_ms: int) -> TestResult:
-    refused, end, status = said.decode().partition(".")
-    if not end:
+def _result(report: bytes, verdict: bytes, token: bytes, timeout_ms: int) -> TestResult:
+    """Read the keeper's report (refused steps, ".", status) and the runner's verdict (token, then "+", or "-" and why)."""
+    refused, ready, status = report.decode().partition(".")
+    if not ready:
         raise MechanexError(
             f"run_unit_tests: the child interpreter {sys.executable} did not start, or was ended from outside. "
             "Check that the system has processes and memory left, or plug in a runner of your own."
         )
-    open_ = tuple(filter(None, refused.split("\n")))
+    uncontained = tuple(filter(None, refused.split("\n")))
     if status == "timeout":
-        return TestResult(False, f"timed out after {timeout_ms} ms", True, open_)
+        return TestResult(False, f"timed out after {timeout_ms} ms", True, uncontained)
     if status == "exit 0" and verdict == token + b"+":
-        return TestResult(True, "", False, open_)
+        return TestResult(True, "", False, uncontained)
     if status == "exit 0" and verdict.startswith(token + b"-"):
         reason = verdict[len(token) + 1 :].decode(errors="replace")
         reason = re.sub(r"\b0x[0-9a-f]{6,}", "0x...", reason)  # addresses differ from run to run
     elif status.startswith("exit -"):
-        reason = f"the interpreter was killed by {_signal(int(status[6:]))} (a crash, or too much memory or CPU time)"
+        reason = f"the interpreter was killed by {_signal_name(int(status[6:]))} (a crash, or too much memory or CPU time)"
     else:
         reason = f"the code ended the interpreter, or meddled with it, before the last test was done ({status or 'killed'})"
-    return TestResult(False, reason if len(reason) <= _LONGEST else reason[: _LONGEST - 3] + "...", False, open_)
+    return TestResult(False, reason if len(reason) <= _MAX_REASON else reason[: _MAX_REASON - 3] + "...", False, uncontained)
 
 
-def _signal(number: int) -> str:
+def _signal_name(number: int) -> str:
     try:
         return signal.Signals(number).name
     except ValueError:

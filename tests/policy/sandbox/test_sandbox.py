@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import descendants, descriptors, parents
 
 from mechanex_jax.policy.sandbox import containment, runner
 from mechanex_jax.policy.sandbox.runner import Limits, run_unit_tests, uncontained
@@ -22,27 +23,9 @@ from mechanex_jax.policy.sandbox.runner import Limits, run_unit_tests, uncontain
 MODES = {"namespaces": Limits(), "plain": Limits(namespaces=False)}
 
 
-def parents() -> dict[int, int]:
-    """Every process of the system and its parent."""
-    lines = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.split("\n")
-    return {int(pid): int(ppid) for pid, ppid in (line.split() for line in lines if line)}
-
-
-def below(ancestor: int) -> set[int]:
-    known, found = parents(), {ancestor}
-    while more := {pid for pid, parent in known.items() if parent in found} - found:
-        found |= more
-    running = {pid for pid in found - {ancestor} if os.path.exists(f"/proc/{pid}") or not containment.LINUX}
-    return running  # without the `ps` itself
-
-
-def descriptors() -> int:
-    return len(os.listdir("/proc/self/fd" if containment.LINUX else "/dev/fd"))
-
-
 @pytest.fixture(scope="module", autouse=True)
 def _adopt_orphans():
-    """Whatever the code leaves running becomes a child of this process, where `below` finds it."""
+    """Whatever the code leaves running becomes a child of this process, where `descendants` finds it."""
     if containment.LINUX:
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)
     yield
@@ -68,7 +51,7 @@ def run(request, folder):
     """run_unit_tests; and after the test, no process, descriptor or file is left and the next run is clean."""
     limits = MODES[request.param]
     uncontained(limits)
-    before = below(os.getpid()), descriptors()
+    before = descendants(os.getpid()), descriptors()
 
     def call(code, tests=(), timeout_ms=5000):
         result = run_unit_tests(code, list(tests), timeout_ms, limits=limits)
@@ -78,7 +61,7 @@ def run(request, folder):
     call.uncontained = uncontained(limits)
     yield call
     assert os.listdir(folder / "homes") == []
-    until(lambda: reap() or (below(os.getpid()), descriptors()) == before)
+    until(lambda: reap() or (descendants(os.getpid()), descriptors()) == before)
     clean = run_unit_tests(
         "import os", ["assert os.listdir('.') == []", "assert set(os.environ) == {'TMPDIR'}"], 5000, limits=limits
     )
@@ -259,7 +242,7 @@ def test_an_interrupt_ends_the_child(run):
 
     def interrupt():
         for _ in range(1000):
-            if len(below(here)) >= 2:  # keeper and runner (`ps` has gone)
+            if len(descendants(here)) >= 2:  # keeper and runner (`ps` has gone)
                 break
             time.sleep(0.01)
         os.kill(here, signal.SIGINT)
@@ -277,8 +260,8 @@ def test_nothing_survives_when_the_parent_is_killed(run, folder):
     script = f"from mechanex_jax.policy import sandbox\nsandbox.run_unit_tests({code!r}, [], 600_000, limits={limits})"
     root = Path(runner.__file__).parents[3]
     parent = subprocess.Popen([sys.executable, "-c", script], cwd=root, env=os.environ | {"TMPDIR": str(folder / "homes")})
-    until(lambda: len(below(parent.pid)) >= 3)
-    started = below(parent.pid)
+    until(lambda: len(descendants(parent.pid)) >= 3)
+    started = descendants(parent.pid)
     parent.kill()
     parent.wait()
     until(lambda: reap() or not started & set(parents()))

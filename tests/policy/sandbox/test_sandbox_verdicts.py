@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from test_sandbox import below, descriptors
+from processes import descendants, descriptors
 
 from mechanex_jax.errors import ArgumentError, NotLocalError
 from mechanex_jax.policy.sandbox import containment
@@ -142,10 +142,10 @@ def test_several_threads_run_at_once_without_mixing():
 def test_hundreds_of_runs_leak_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run("pass")
-    before = below(os.getpid()), descriptors(), os.listdir(tmp_path)
+    before = descendants(os.getpid()), descriptors(), os.listdir(tmp_path)
     for i in range(200):
         assert run(f"x = {i}; open('file', 'w').write('x')", f"assert x % 2 == {i % 2}").passed
-    assert (below(os.getpid()), descriptors(), os.listdir(tmp_path)) == before and before[2] == []
+    assert (descendants(os.getpid()), descriptors(), os.listdir(tmp_path)) == before and before[2] == []
 
 
 def test_a_result_repeats():
