@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types check bench clean
+.PHONY: demo test test-fast lint types check bench clean
 
 demo: $(VENV)/core.stamp
 	@echo '> What is the capital of France?'
@@ -13,6 +13,10 @@ demo: $(VENV)/core.stamp
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
+
+# Without the default model, and without what takes long: under two minutes on two cores.
+test-fast: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest -m "not model and not slow"
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -22,6 +22,16 @@ import pytest  # noqa: E402
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
+_OF_THE_MODEL = {"mx", "loaded", "smollm2_folder"}  # fixtures that load the default model
+
+
+def pytest_collection_modifyitems(items):
+    """Mark what needs the default model, by its fixtures and theirs."""
+    for item in items:
+        if _OF_THE_MODEL & set(getattr(item, "fixturenames", ())):
+            item.add_marker("model")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def _drop_programs():
     """Every compiled program holds dozens of memory mappings, of which a process may have 65,530."""

@@ -18,30 +18,13 @@ import pytest
 import safetensors.numpy
 import torch
 from safetensors import safe_open
+from steering_vectors import MODEL, WIDTH, assert_same, steering_vector
 
 import mechanex_jax
 from mechanex_jax.errors import ArgumentError, MechanexError
-from mechanex_jax.steering import Steering, SteeringVector, Store, VectorError, formats, store
+from mechanex_jax.steering import Steering, Store, VectorError, formats, store
 
 ROOT = Path(mechanex_jax.__file__).parent.parent
-D = 6
-MODEL = SimpleNamespace(name="tiny", fingerprint="f" * 8, model=SimpleNamespace(spec=SimpleNamespace(width=D, layers=5)))
-
-
-def made(layers=(2, 3), site="resid_pre", gate=False, **about) -> SteeringVector:
-    rng = np.random.default_rng(0)
-    n, normal = len(layers), lambda *shape: rng.normal(size=shape).astype(np.float32)
-    perceptron = (normal(n, D, 3), normal(n, 3), normal(n, 3), normal(n)) if gate else None
-    about = {"method": "caa", "model": "tiny", "fingerprint": "f" * 8, "metrics": {"loss": [2.0, 1.0]}, **about}
-    return SteeringVector(normal(n, D), layers, site, perceptron=perceptron, **about)
-
-
-def assert_same(one: SteeringVector, other: SteeringVector) -> None:
-    assert one.summary() == other.summary()
-    np.testing.assert_array_equal(one.vectors, other.vectors)
-    assert (one.perceptron is None) == (other.perceptron is None)
-    for a, b in zip(one.perceptron or (), other.perceptron or (), strict=True):
-        np.testing.assert_array_equal(a, b)
 
 
 @pytest.fixture
@@ -56,7 +39,7 @@ def steering(kept) -> Steering:
 
 @pytest.mark.parametrize("gate", [False, True])
 def test_what_is_kept_comes_back(kept, gate):
-    vector = made(gate=gate, name="honesty \N{SNOWMAN}", label="mine")
+    vector = steering_vector(gate=gate, name="honesty \N{SNOWMAN}", label="mine")
     id = kept.add(vector)
     assert id[:3] == "sv_" and len(id) == 11 and kept.ids() == [id]
     assert_same(kept.get(id), vector)
@@ -65,7 +48,7 @@ def test_what_is_kept_comes_back(kept, gate):
 
 
 def test_the_file_is_safetensors_that_the_package_reads(kept):
-    vector = made(gate=True)
+    vector = steering_vector(gate=True)
     path = kept.folder / f"{kept.add(vector)}.safetensors"
     with safe_open(path, framework="numpy") as file:
         np.testing.assert_array_equal(file.get_tensor("vectors"), vector.vectors)
@@ -76,7 +59,7 @@ def test_the_file_is_safetensors_that_the_package_reads(kept):
 def test_an_unknown_id_lists_those_there_are(kept, steering):
     with pytest.raises(ArgumentError, match="holds none"):
         steering.resolve("sv_00000000")
-    id = kept.add(made())
+    id = kept.add(steering_vector())
     for call in (steering.resolve, steering.get_vectors, steering.delete, steering.describe):
         with pytest.raises(ArgumentError, match=f"got 'sv_00000000'.*{id}"):
             call("sv_00000000")
@@ -84,9 +67,9 @@ def test_an_unknown_id_lists_those_there_are(kept, steering):
 
 @pytest.mark.parametrize("id", ["../secret", "sv_1234567/", "/etc/passwd", "sv_0000000G", "", "sv_00000000\n", "..", None, 3])
 def test_no_id_reaches_out_of_the_folder(kept, id):
-    kept.add(made())
+    kept.add(steering_vector())
     secret = kept.folder.parent / "secret.safetensors"
-    secret.write_bytes(made().to_bytes())
+    secret.write_bytes(steering_vector().to_bytes())
     for call in (kept.get, kept.delete):
         with pytest.raises(ArgumentError, match="the id of a stored vector"):
             call(id)
@@ -107,7 +90,7 @@ def spoil(kind: str, content: bytes) -> bytes:
 
 @pytest.mark.parametrize("kind", ["empty", "cut", "a bit", "length", "text", "another"])
 def test_a_corrupt_file_is_named_and_left_and_the_others_are_listed(kept, steering, kind):
-    good, bad = kept.add(made(name="good")), kept.add(made(name="bad"))
+    good, bad = kept.add(steering_vector(name="good")), kept.add(steering_vector(name="bad"))
     path = kept.folder / f"{bad}.safetensors"
     path.write_bytes(spoiled := spoil(kind, path.read_bytes()))
     with pytest.raises(VectorError, match=f"{bad}.safetensors.*delete it"):
@@ -121,10 +104,10 @@ def test_a_corrupt_file_is_named_and_left_and_the_others_are_listed(kept, steeri
 
 
 def test_a_vector_of_another_model_names_both(kept, steering):
-    other = kept.add(made(model="large", fingerprint="0"))
+    other = kept.add(steering_vector(model="large", fingerprint="0"))
     with pytest.raises(ArgumentError, match="made for large; expected one made for tiny"):
         steering.resolve(other)
-    same_name = kept.add(made(fingerprint="0"))
+    same_name = kept.add(steering_vector(fingerprint="0"))
     with pytest.raises(ArgumentError, match="other weights under the name tiny"):
         steering.resolve(same_name)
 
@@ -132,17 +115,17 @@ def test_a_vector_of_another_model_names_both(kept, steering):
 WRITER = """
 import sys
 sys.path.insert(0, {tests!r})
-from test_steering_store import made
+from steering_vectors import steering_vector
 from mechanex_jax.steering import Store
 kept = Store({folder!r})
 print("ready", flush=True)
 for index in range({count}):
-    kept.add(made(name={name!r} + str(index)))
+    kept.add(steering_vector(name={name!r} + str(index)))
 """
 
 
 def writer(folder: Path, name: str, count: int) -> subprocess.Popen:
-    code = WRITER.format(tests=str(Path(__file__).parent), folder=str(folder), count=count, name=name)
+    code = WRITER.format(tests=str(Path(__file__).parents[1] / "support"), folder=str(folder), count=count, name=name)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -165,8 +148,8 @@ def test_concurrent_writers_lose_nothing_and_a_killed_one_leaves_whole_files(kep
 def test_an_id_that_is_taken_is_never_overwritten(kept, monkeypatch):
     drawn = iter(["00000001", "t" * 16, "00000001", "t" * 16, "00000002", "t" * 16])
     monkeypatch.setattr(store.secrets, "token_hex", lambda size: next(drawn))
-    assert kept.add(made(name="first")) == "sv_00000001"
-    assert kept.add(made(name="second")) == "sv_00000002"
+    assert kept.add(steering_vector(name="first")) == "sv_00000001"
+    assert kept.add(steering_vector(name="second")) == "sv_00000002"
     assert kept.get("sv_00000001").name == "first"
 
 
@@ -184,12 +167,12 @@ def test_a_write_that_breaks_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 def test_old_remains_are_swept_and_fresh_ones_left(kept):
-    kept.add(made())
+    kept.add(steering_vector())
     old, fresh = kept.folder / ".tmp-old", kept.folder / ".tmp-fresh"
     for path in (old, fresh):
         path.write_bytes(b"x")
     os.utime(old, (0, 0))
-    kept.add(made())
+    kept.add(steering_vector())
     assert not old.exists() and fresh.exists() and len(kept.ids()) == 2
 
 
@@ -206,7 +189,7 @@ def test_the_folder_is_the_users_unless_the_environment_says_otherwise(monkeypat
 @pytest.mark.parametrize("suffix", [".json", ".safetensors", ".gguf"])
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
 def test_every_format_gives_back_what_was_saved(kept, steering, tmp_path, suffix, site):
-    vector = made(layers=(2, 3, 4), site=site)
+    vector = steering_vector(layers=(2, 3, 4), site=site)
     path = tmp_path / f"vector{suffix}"
     steering.save_vectors(kept.add(vector), path)
     found = steering.load_vectors(path)
@@ -222,18 +205,18 @@ def test_every_format_gives_back_what_was_saved(kept, steering, tmp_path, suffix
 def test_json_is_the_published_clients(steering, tmp_path):
     """Written there as json.dump({str(layer): tensor.tolist()}), read as {int: tensor}."""
     path = tmp_path / "vectors.json"
-    path.write_text(json.dumps({"11": torch.arange(D).float().tolist(), "3": [[0.5] * D]}))
+    path.write_text(json.dumps({"11": torch.arange(WIDTH).float().tolist(), "3": [[0.5] * WIDTH]}))
     found = steering.load_vectors(path)
     assert list(found) == [11, 3]
-    np.testing.assert_array_equal(found[11], np.arange(D))
-    steering.save_vectors({3: torch.full((1, D), 0.5)}, path)
-    assert json.loads(path.read_text()) == {"3": [0.5] * D}
+    np.testing.assert_array_equal(found[11], np.arange(WIDTH))
+    steering.save_vectors({3: torch.full((1, WIDTH), 0.5)}, path)
+    assert json.loads(path.read_text()) == {"3": [0.5] * WIDTH}
 
 
 def test_gguf_is_llama_cpps_control_vector(kept, steering, tmp_path):
     """What enters block l leaves block l - 1, and `direction.N` is added to what leaves block N."""
     path = tmp_path / "vector.gguf"
-    vector = made(layers=(2, 4))
+    vector = steering_vector(layers=(2, 4))
     steering.save_vectors(kept.add(vector), path)
     reader = gguf.GGUFReader(path)
     assert reader.get_field("general.architecture").contents() == "controlvector"
@@ -247,25 +230,25 @@ def test_a_control_vector_of_another_program_acts_where_it_does_there(steering, 
     path = tmp_path / "other.gguf"
     writer = gguf.GGUFWriter(path, "controlvector")
     for layer in (1, 2, 10):
-        writer.add_tensor(f"direction.{layer}", np.full(D, layer, np.float32))
+        writer.add_tensor(f"direction.{layer}", np.full(WIDTH, layer, np.float32))
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     found = steering.load_vectors(path)
     assert list(found) == [f"blocks.{i}.hook_resid_post" for i in (1, 2, 10)]
-    np.testing.assert_array_equal(found["blocks.2.hook_resid_post"], np.full(D, 2))
+    np.testing.assert_array_equal(found["blocks.2.hook_resid_post"], np.full(WIDTH, 2))
 
 
 @pytest.mark.parametrize(
     ("vector", "name", "words"),
     [
-        (made(layers=(0,)), "v.gguf", "layers from 2 on"),
-        (made(layers=(1, 2)), "v.gguf", "layers from 2 on"),
-        (made(layers=(0,), site="resid_post"), "v.gguf", "layers from 1 on"),
-        (made(site="mlp_out"), "v.gguf", "no vectors at mlp_out"),
-        (made(gate=True), "v.json", "hold no gate"),
-        (made(gate=True), "v.gguf", "hold no gate"),
-        (made(), "v.txt", "ends with .json, .safetensors, .gguf"),
-        (made(), "absent/v.json", "a folder that exists"),
+        (steering_vector(layers=(0,)), "v.gguf", "layers from 2 on"),
+        (steering_vector(layers=(1, 2)), "v.gguf", "layers from 2 on"),
+        (steering_vector(layers=(0,), site="resid_post"), "v.gguf", "layers from 1 on"),
+        (steering_vector(site="mlp_out"), "v.gguf", "no vectors at mlp_out"),
+        (steering_vector(gate=True), "v.json", "hold no gate"),
+        (steering_vector(gate=True), "v.gguf", "hold no gate"),
+        (steering_vector(), "v.txt", "ends with .json, .safetensors, .gguf"),
+        (steering_vector(), "absent/v.json", "a folder that exists"),
     ],
 )
 def test_what_a_file_cannot_hold_is_refused(tmp_path, vector, name, words):
@@ -287,7 +270,7 @@ def test_unreadable_files_are_named(steering, tmp_path, content):
 
 
 def test_a_gate_survives_the_way_through_a_file(kept, steering, tmp_path):
-    vector = made(gate=True, name="gated")
+    vector = steering_vector(gate=True, name="gated")
     steering.save_vectors(kept.add(vector), tmp_path / "v.safetensors")
     assert_same(kept.get(steering.add(tmp_path / "v.safetensors")), vector)
     other = dataclasses.replace(vector, fingerprint="0", model="large")
@@ -296,7 +279,7 @@ def test_a_gate_survives_the_way_through_a_file(kept, steering, tmp_path):
         steering.add(tmp_path / "other.safetensors")
 
 
-@pytest.mark.parametrize("vectors", [{}, {9: [0.0] * D}, {1: [0.0] * 5}, {1: [float("nan")] * D}, {"x": [0.0] * D}])
+@pytest.mark.parametrize("vectors", [{}, {9: [0.0] * WIDTH}, {1: [0.0] * 5}, {1: [float("nan")] * WIDTH}, {"x": [0.0] * WIDTH}])
 def test_vectors_that_do_not_fit_the_model_are_refused(kept, steering, vectors):
     with pytest.raises(MechanexError):
         steering.add(vectors)
