@@ -13,7 +13,7 @@ from mechanex_jax import edits as edit
 from mechanex_jax import rows, transforms
 from mechanex_jax.constraints.device.token_mask import arena
 from mechanex_jax.engine.config import GenerationConfig
-from mechanex_jax.engine.methods import NEUTRAL, NO_SUBSET
+from mechanex_jax.engine.methods import NEUTRAL, NEUTRAL_SUBSET
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.loops import DecodeResult, FinishReason, stop_table
 from mechanex_jax.loops.prefill import bucket
@@ -90,12 +90,11 @@ def _transform(loaded: LoadedModel, requests: Sequence[Request], user: Any) -> A
         parts.append(transforms.logit_bias(bias))
     if any(c.min_tokens for c in configs):
         parts.append(transforms.min_new_tokens([c.min_tokens for c in configs], loaded.tokenizer.eos_ids))
-    wanted = [{**NEUTRAL, **c.method.truncation(c)} for c in configs]
-    parts.append(transforms.truncation(**{name: [row[name] for row in wanted] for name in NEUTRAL}))
-    subsets = [{**NO_SUBSET, **c.method.subset(c)} for c in configs]
+    truncations, subsets = [c.truncation for c in configs], [c.subset for c in configs]
+    parts.append(transforms.truncation(**{name: [row[name] for row in truncations] for name in NEUTRAL}))
     if any(subset["subset_size"] for subset in subsets):
         # The truncation before has divided by the temperature already.
-        columns = {name: [subset[name] for subset in subsets] for name in NO_SUBSET}
+        columns = {name: [subset[name] for subset in subsets] for name in NEUTRAL_SUBSET}
         parts.append(transforms.determinantal(loaded.directions, **columns))
     if user is not None:
         parts.append(user)

@@ -1,84 +1,236 @@
-"""What one row is asked for: all arguments of `generate`, validated once, on the host, before anything compiles."""
+"""The arguments of one row, validated once, on the host, before anything compiles.
+
+An argument of `generate` is declared here and nowhere else: see `mechanex_jax.engine.parameters`.
+"""
+
+# ruff: noqa: RUF009  (the calls make dataclass fields)
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-import numbers
+import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from mechanex_jax.edits import Scope, scope
-from mechanex_jax.engine.methods import METHODS, SamplingMethod, method
+from mechanex_jax.edits import Scope
+from mechanex_jax.engine import checks
+from mechanex_jax.engine.methods import METHODS, NEUTRAL, NEUTRAL_SUBSET, SamplingMethod, Sources, method
+from mechanex_jax.engine.parameters import Option, parameter, parameters_of
 from mechanex_jax.errors import Verbatim, expected
-from mechanex_jax.validation import Check, flag, integer, number, text
+from mechanex_jax.validation import flag, integer, number, text
 
-# Arguments whose documented default is None and that belong to a method (the others, None too, go with every method).
-_OF_METHODS = frozenset().union(*(m.reads for m in METHODS.values()))
+_MOST_CANDIDATES = 1024  # of determinantal sampling
+
+# Headings of the command line's help.
+_TEXT, _SAMPLING, _PENALTIES, _CONSTRAINTS, _STEERING = "Text", "Sampling", "Penalties", "Constraints", "Steering"
+_POLICIES = "Policies"
+
+_probability = number(0.0, 1.0, open_low=True)
+_any_number = number(-math.inf)
 
 
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
     """One row's arguments. Names and defaults are those of `generate`, where they are described."""
 
-    max_tokens: int = 128
-    sampling_method: str = "top-k"
-    temperature: float = 0.7
-    top_k: int = 50
-    top_p: float = 0.9
-    min_p: float | None = None
-    typical_p: float | None = None
-    ads_subset_size: int | None = None
-    ads_beta: float | None = None
-    steering_vector: Any = None
-    steering_strength: float = 0
-    steering_preset: str | None = None
-    json_schema: Any = None
-    regex_pattern: str | None = None
-    grammar: str | None = None
-    draft_model: str | None = None
-    ensemble_models: Sequence[str] | None = None
-    best_of_n: int = 1
-    adaptive_temperature: bool = False
-    adaptive_temperature_schedule: Sequence[float] | None = None
-    adaptive_top_p: bool = False
-    adaptive_top_p_schedule: Sequence[float] | None = None
-    confidence_triggered_regeneration: bool = False
-    confidence_threshold: float = 0.5
-    code_unit_tests: Sequence[str] | None = None
-    policy: Any = None
-    policy_id: str | None = None
-    include_trace: bool = False
-    stop: str | Sequence[str] | None = None
-    chat: bool = False
-    min_tokens: int = 0
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: Mapping[int, float] | None = None
-    constraint: Any = None
-    json_whitespace: bool = False
-    forbidden_terms: Sequence[str] | None = None
-    steering_layers: Sequence[Any] | None = None
-    steering_scope: Any = "all"
-    beam_width: int = 4
-    length_penalty: float = 1.0
-    early_stopping: bool | str = False
-    speculative_steps: int = 4
-    voting: str = "majority"
-    ensemble_weights: Sequence[float] | None = None
+    max_tokens: int = parameter(128, integer(1), option=Option("Most tokens to generate.", _TEXT))
+    min_tokens: int = parameter(0, integer(0), option=Option("No end of the text before this many tokens.", _TEXT))
+    stop: str | Sequence[str] | None = parameter(
+        None,
+        checks.stop_strings,
+        listed=True,
+        policy="constraints.stop_sequences",
+        option=Option("End before this string; give it again for more.", _TEXT, metavar="TEXT", type=list[str] | None),
+    )
+    chat: bool = parameter(
+        False, flag, option=Option("Wrap the prompt in the model's chat template, as a user's message.", _TEXT, "--chat")
+    )
+
+    sampling_method: str = parameter(
+        "top-k", policy="sampling.method", option=Option(f"{', '.join(METHODS)}.", _SAMPLING, "--method", "NAME")
+    )
+    temperature: float = parameter(
+        0.7,
+        number(0.0),
+        policy="sampling.temperature",
+        option=Option("Below 1 safer, above 1 more varied; 0 always takes the likeliest token.", _SAMPLING),
+    )
+    top_k: int = parameter(
+        50,
+        integer(1),
+        policy="sampling.top_k",
+        option=Option("For top-k: choose among this many of the likeliest tokens.", _SAMPLING),
+    )
+    top_p: float = parameter(
+        0.9,
+        _probability,
+        policy="sampling.top_p",
+        option=Option("For top-p: choose among the likeliest tokens that together reach this probability.", _SAMPLING),
+    )
+    min_p: float | None = parameter(
+        None,
+        number(0.0, 1.0),
+        none_means=0.05,
+        policy="sampling.min_p",
+        option=Option("For min-p: choose among tokens at least this share as likely as the likeliest; 0.05.", _SAMPLING),
+    )
+    typical_p: float | None = parameter(
+        None,
+        _probability,
+        none_means=0.95,
+        policy="sampling.typical_p",
+        option=Option("For typical: choose among the most typical tokens up to this probability; 0.95.", _SAMPLING),
+    )
+    ads_subset_size: int | None = parameter(None, integer(1), none_means=8, policy="sampling.ads_subset_size")
+    ads_beta: float | None = parameter(
+        None, number(0.0, 1.0, open_low=True, open_high=True), none_means=0.3, policy="sampling.ads_beta"
+    )
+    beam_width: int = parameter(
+        4,
+        integer(1),
+        policy="sampling.beam_width",
+        option=Option("For constrained-beam-search: hypotheses kept side by side.", _SAMPLING),
+    )
+    length_penalty: float = parameter(
+        1.0, _any_number, option=Option("For constrained-beam-search: above 0 favours longer texts.", _SAMPLING)
+    )
+    early_stopping: bool | str = parameter(False, checks.early_stopping)
+    draft_model: str | None = parameter(None, text, policy="sampling.draft_model")
+    speculative_steps: int = parameter(4, checks.drafted_tokens, policy="sampling.speculative_steps")
+    ensemble_models: Sequence[str] | None = parameter(None, checks.model_names, listed=True, policy="sampling.ensemble_models")
+    ensemble_weights: Sequence[float] | None = parameter(None, checks.weights, listed=True)
+    voting: str = parameter("majority", checks.voting, policy="sampling.voting")
+
+    repetition_penalty: float | None = parameter(
+        None,
+        number(0.0, open_low=True),
+        policy="sampling.repetition_penalty",
+        option=Option("Above 1: what prompt and text hold becomes less likely.", _PENALTIES),
+    )
+    presence_penalty: float | None = parameter(
+        None,
+        _any_number,
+        policy="sampling.presence_penalty",
+        option=Option("Taken off the logit of every token generated before.", _PENALTIES),
+    )
+    frequency_penalty: float | None = parameter(
+        None,
+        _any_number,
+        policy="sampling.frequency_penalty",
+        option=Option("Taken off as often as the token was generated.", _PENALTIES),
+    )
+    logit_bias: Mapping[int, float] | None = parameter(None, checks.token_biases)
+
+    json_schema: object = parameter(
+        None,
+        checks.json_schema,
+        constraint="json_schema",
+        policy="constraints.json_schema",
+        option=Option("The text is JSON that this schema accepts.", _CONSTRAINTS, metavar="FILE", type=Path | None),
+    )
+    regex_pattern: str | None = parameter(
+        None,
+        text,
+        constraint="regex",
+        policy="constraints.regex_pattern",
+        option=Option("The text matches this regular expression.", _CONSTRAINTS, "--regex", "PATTERN"),
+    )
+    grammar: str | None = parameter(
+        None,
+        text,
+        constraint="grammar",
+        policy="constraints.grammar",
+        option=Option("The text is a sentence of this grammar, GBNF or Lark.", _CONSTRAINTS, metavar="FILE", type=Path | None),
+    )
+    constraint: object = parameter(None, checks.compiled_constraint, constraint="compiled")
+    forbidden_terms: Sequence[str] | None = parameter(
+        None,
+        checks.strings("terms"),
+        listed=True,
+        policy="constraints.forbidden_terms",
+        option=Option(
+            "The text never holds this term, in either case; give it again for more.",
+            _CONSTRAINTS,
+            "--forbidden-term",
+            "TEXT",
+            list[str] | None,
+        ),
+    )
+    json_whitespace: bool = parameter(False, flag)
+
+    steering_preset: str | None = parameter(
+        None,
+        policy="steering.preset",
+        option=Option("Steer by a preset, such as brevity.", _STEERING, metavar="NAME"),
+    )
+    steering_vector: object = parameter(
+        None,
+        policy="steering.vector",
+        option=Option("Steer by a stored vector, see `steer list`.", _STEERING, metavar="ID", type=str | None),
+    )
+    steering_strength: float = parameter(
+        0,
+        _any_number,
+        policy="steering.strength",
+        option=Option("How strongly; 0 leaves a preset at its own strength.", _STEERING),
+    )
+    steering_layers: Sequence[object] | None = parameter(None, checks.layers, listed=True)
+    steering_scope: str | slice | Scope = parameter("all", checks.positions)
+
+    best_of_n: int = parameter(
+        1,
+        integer(1),
+        policy="optimization.best_of_n",
+        needs_policy=True,
+        option=Option("The best of this many texts.", _POLICIES),
+    )
+    adaptive_temperature: bool = parameter(False, flag, policy="sampling.adaptive_temperature", needs_policy=True)
+    adaptive_temperature_schedule: Sequence[float] | None = parameter(
+        None,
+        checks.schedule(number(0.0)),
+        listed=True,
+        policy="sampling.adaptive_temperature_schedule",
+        needs_policy=True,
+    )
+    adaptive_top_p: bool = parameter(False, flag, policy="sampling.adaptive_top_p", needs_policy=True)
+    adaptive_top_p_schedule: Sequence[float] | None = parameter(
+        None, checks.schedule(_probability), listed=True, policy="sampling.adaptive_top_p_schedule", needs_policy=True
+    )
+    confidence_triggered_regeneration: bool = parameter(
+        False, flag, policy="optimization.confidence_triggered_regeneration", needs_policy=True
+    )
+    confidence_threshold: float = parameter(0.5, number(0.0, 1.0), policy="optimization.confidence_threshold")
+    code_unit_tests: Sequence[str] | None = parameter(
+        None, checks.strings("pieces of Python"), listed=True, policy="verifiers.code_unit_tests", needs_policy=True
+    )
+    policy: Mapping[str, object] | None = parameter(
+        None,
+        checks.policy,
+        needs_policy=True,
+        option=Option("Run through this policy, as JSON; see `policy`.", _POLICIES, metavar="FILE", type=Path | None),
+    )
+    policy_id: str | None = parameter(
+        None,
+        text,
+        needs_policy=True,
+        option=Option("Run through a saved policy, see `policy list`.", _POLICIES, metavar="ID"),
+    )
+    include_trace: bool = parameter(False, flag)
 
     def __post_init__(self) -> None:
         chosen = method(self.sampling_method)
-        for name, check in _CHECKS.items():
+        for name, declared in PARAMETERS.items():
             value = getattr(self, name)
-            if value is not None:
-                check(name, value)
+            if value is not None and declared.check is not None:
+                declared.check(name, value)
         if self.policy is not None and self.policy_id is not None:
             raise expected("policy and policy_id", Verbatim("both"), "one at most", "Leave out the other.")
         if self.names_policy:  # then the method is the policy's, and so is what goes with it
             return
-        for name in sorted(_OF_METHODS - chosen.reads):
+        for name in sorted(METHOD_ARGUMENTS - chosen.reads):
             if getattr(self, name) is not None:
                 users = [m.name for m in METHODS.values() if name in m.reads]
                 raise expected(
@@ -87,21 +239,22 @@ class GenerationConfig:
                     f"None, because {chosen.name} does not use it",
                     f"Leave it out, or use sampling_method={users[0]!r}.",
                 )
-        if "ads_beta" in chosen.reads and self.top_k > _MOST_CANDIDATES:
+        if chosen.subset and self.top_k > _MOST_CANDIDATES:
             raise expected("top_k", self.top_k, f"at most {_MOST_CANDIDATES} candidates for {chosen.name}")
         if self.min_tokens > self.max_tokens:
             raise expected("min_tokens", self.min_tokens, f"at most max_tokens, {self.max_tokens}")
-        given = [name for name in _CONSTRAINTS if getattr(self, name) is not None]
-        if len(given) > 1:
-            raise expected(" and ".join(given), Verbatim(f"{len(given)} constraints"), "one at most", "Put them into one.")
-        if chosen.constrained and not given:
+        constraints = [name for name in _CONSTRAINT_KINDS if getattr(self, name) is not None]
+        if len(constraints) > 1:
+            count = Verbatim(f"{len(constraints)} constraints")
+            raise expected(" and ".join(constraints), count, "one at most", "Put them into one.")
+        if chosen.constrained and not constraints:
             raise expected(
                 "sampling_method", chosen.name, "json_schema, regex_pattern or grammar with it", "Say what the text must be."
             )
         self._check_ensemble()
 
     def _check_ensemble(self) -> None:
-        """An ensemble has members, and a weight for the loaded model and each of them."""
+        """Raise unless an ensemble has members, and a weight for the loaded model and each of them."""
         if self.method.loop != "ensemble":
             return
         if not self.ensemble_models:
@@ -115,16 +268,36 @@ class GenerationConfig:
 
     @property
     def names_policy(self) -> bool:
+        """Whether the row names a policy, given or saved."""
         return self.policy is not None or self.policy_id is not None
 
     @property
     def needs_policy(self) -> bool:
         """Whether the row runs through a policy: one that is named, or one made from its arguments."""
-        return any(getattr(self, name) != getattr(GenerationConfig, name) for name in _OF_POLICIES)
+        return any(getattr(self, name) != declared.default for name, declared in PARAMETERS.items() if declared.needs_policy)
 
     @property
     def method(self) -> SamplingMethod:
+        """The row's sampling method."""
         return method(self.sampling_method)
+
+    @property
+    def truncation(self) -> dict[str, float]:
+        """A value for each field of `transforms.truncation`: neutral where the method does not use it."""
+        return {**NEUTRAL, **self._values(self.method.truncation)}
+
+    @property
+    def subset(self) -> dict[str, float]:
+        """A value for each field of `transforms.determinantal`: neutral where the method does not use it."""
+        return {**NEUTRAL_SUBSET, **self._values(self.method.subset)}
+
+    def _values(self, sources: Sources) -> dict[str, float]:
+        """Fields of a transform from the arguments that a method reads them from."""
+        values = {}
+        for field, source in sources.items():
+            value = getattr(self, source) if isinstance(source, str) else source
+            values[field] = PARAMETERS[str(source)].none_means if value is None else value
+        return values
 
     @property
     def loop(self) -> str:
@@ -140,200 +313,40 @@ class GenerationConfig:
     @property
     def constraint_source(self) -> tuple[str, Any, bool] | None:
         """(kind, source, whitespace) of the row's constraint, if it has one."""
-        for argument, kind in _CONSTRAINTS.items():
-            if (value := getattr(self, argument)) is not None:
+        for name, kind in _CONSTRAINT_KINDS.items():
+            if (value := getattr(self, name)) is not None:
                 return kind, value, self.json_whitespace
         return None
 
     @property
     def stops(self) -> tuple[str, ...]:
+        """The row's stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
 
-_MOST_CANDIDATES = 1024  # of determinantal sampling
-
-# Arguments that constrain a text, and what kind of constraint each is.
-_CONSTRAINTS = {"json_schema": "json_schema", "regex_pattern": "regex", "grammar": "grammar", "constraint": "compiled"}
-
-# Arguments that take more than one decoding of the prompt.
-_OF_POLICIES = (
-    "best_of_n",
-    "adaptive_temperature_schedule",
-    "adaptive_top_p_schedule",
-    "confidence_triggered_regeneration",
-    "code_unit_tests",
-    "policy",
-    "policy_id",
-    "adaptive_temperature",
-    "adaptive_top_p",
-)
-
-
-def _stop(name: str, value: Any) -> None:
-    strings = [value] if isinstance(value, str) else value
-    if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) and s for s in strings):
-        raise expected(name, value, "a string or a list of strings, none of them empty")
-
-
-def _bias(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise expected(name, value, "a mapping of token ids to numbers, such as {50256: -100}")
-    for token, bias in value.items():
-        whole = isinstance(token, numbers.Integral) or (isinstance(token, str) and token.isdigit())
-        if not whole or not isinstance(bias, numbers.Real) or math.isnan(bias) or bias == math.inf:
-            raise expected(name, {str(token): bias}, "token ids mapped to finite numbers, or -inf for never")
-
-
-def _schema(name: str, value: Any) -> None:
-    if not (isinstance(value, (Mapping, bool, str)) or hasattr(value, "model_json_schema")):
-        raise expected(name, value, "a JSON Schema: a dict, or True, or a JSON text")
-
-
-def _compiled(name: str, value: Any) -> None:
-    if not hasattr(value, "compiled"):
-        raise expected(
-            name, value, "what mx.constraints.compile returns", "Give texts as json_schema, regex_pattern or grammar."
-        )
-
-
-def _strings(what: str) -> Check:
-    """A list of strings, none of them empty; `what` they are."""
-
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, str) and item for item in value):
-            raise expected(name, value, f"a list of {what}, at least one, none of them empty")
-
-    return check
-
-
-def _schedule(value_check: Check) -> Check:
-    """A list of values, one for each round."""
-
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, (list, tuple)) or not value:
-            raise expected(name, value, "a list of numbers, one for each round, at least one")
-        for index, item in enumerate(value):
-            value_check(f"{name}[{index}]", item)
-
-    return check
-
-
-def _policy(name: str, value: Any) -> None:
-    if not isinstance(value, Mapping):
-        raise expected(name, value, "a mapping with the sections of a policy", "A saved one goes by policy_id.")
-
-
-def _layers(name: str, value: Any) -> None:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise expected(name, value, "a list of layers, at least one")
-
-
-def _where(name: str, value: Any) -> None:
-    if isinstance(value, slice):
-        ends = [end for end in (value.start, value.stop) if end is not None]
-        if value.step is not None or not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends):
-            raise expected(name, value, "slice(start, end) of positions from 0 on")
-    elif not isinstance(value, Scope):
-        scope(value)
-
-
-def _members(name: str, value: Any) -> None:
-    names = [value] if isinstance(value, str) else value
-    if isinstance(value, str) or not isinstance(names, (list, tuple)) or not all(isinstance(n, str) and n for n in names):
-        raise expected(name, value, "a list of names of models")
-
-
-def _weights(name: str, value: Any) -> None:
-    if not isinstance(value, (list, tuple)) or not value:
-        raise expected(name, value, "a list of numbers, one for each member")
-    for weight in value:
-        number(0.0)(name, weight)
-    if not any(value):
-        raise expected(name, list(value), "a weight above 0")
-
-
-def _vote(name: str, value: Any) -> None:
-    if value not in ("majority", "mean", "product"):
-        raise expected(name, value, "majority, mean or product")
-
-
-def _drafted(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 8:
-        raise expected(name, value, "1 to 8 drafted tokens a round")
-
-
-def _early(name: str, value: Any) -> None:
-    if value not in (True, False, "never"):
-        raise expected(name, value, 'True, False or "never"')
-
-
-_CHECKS: dict[str, Check] = {
-    "max_tokens": integer(1),
-    "min_tokens": integer(0),
-    "temperature": number(0.0),
-    "top_k": integer(1),
-    "top_p": number(0.0, 1.0, open_low=True),
-    "min_p": number(0.0, 1.0),
-    "typical_p": number(0.0, 1.0, open_low=True),
-    "ads_subset_size": integer(1),
-    "ads_beta": number(0.0, 1.0, open_low=True, open_high=True),
-    "steering_strength": number(-math.inf),
-    "confidence_threshold": number(0.0, 1.0),
-    "best_of_n": integer(1),
-    "stop": _stop,
-    "chat": flag,
-    "include_trace": flag,
-    "adaptive_temperature": flag,
-    "adaptive_top_p": flag,
-    "confidence_triggered_regeneration": flag,
-    "repetition_penalty": number(0.0, open_low=True),
-    "presence_penalty": number(-math.inf),
-    "frequency_penalty": number(-math.inf),
-    "logit_bias": _bias,
-    "json_schema": _schema,
-    "regex_pattern": text,
-    "grammar": text,
-    "constraint": _compiled,
-    "draft_model": text,
-    "forbidden_terms": _strings("terms"),
-    "steering_layers": _layers,
-    "steering_scope": _where,
-    "adaptive_temperature_schedule": _schedule(number(0.0)),
-    "adaptive_top_p_schedule": _schedule(number(0.0, 1.0, open_low=True)),
-    "code_unit_tests": _strings("pieces of Python"),
-    "policy": _policy,
-    "policy_id": text,
-    "ensemble_models": _members,
-    "ensemble_weights": _weights,
-    "voting": _vote,
-    "speculative_steps": _drafted,
-    "json_whitespace": flag,
-    "beam_width": integer(1),
-    "length_penalty": number(-math.inf),
-    "early_stopping": _early,
-}
-
+PARAMETERS = parameters_of(GenerationConfig)
 
 # Arguments that are lists for one row already: in a batch, a list of lists (or of None) gives every row its own.
-LIST_TYPED = frozenset(
-    {
-        "ensemble_models",
-        "ensemble_weights",
-        "adaptive_temperature_schedule",
-        "adaptive_top_p_schedule",
-        "code_unit_tests",
-        "forbidden_terms",
-        "steering_layers",
-        "stop",
-    }
-)
+LIST_TYPED = frozenset(name for name, declared in PARAMETERS.items() if declared.listed)
+
+# Arguments with default None that belong to methods (the others, None too, go with every method).
+METHOD_ARGUMENTS = frozenset(name for m in METHODS.values() for name in m.reads if PARAMETERS[name].default is None)
+
+# Arguments that constrain a text, and what kind of constraint each is.
+_CONSTRAINT_KINDS = {name: declared.constraint for name, declared in PARAMETERS.items() if declared.constraint}
+
+
+@functools.cache
+def argument_types() -> Mapping[str, Any]:
+    """The types of all arguments, by name."""
+    return typing.get_type_hints(GenerationConfig)
 
 
 def per_row(arguments: Mapping[str, Any], rows: int) -> list[GenerationConfig]:
-    """One configuration per row from arguments of which each is one value for all rows, or a list with one per row.
+    """Make one configuration per row from arguments of which each is one value for all rows, or a list with one per row.
 
     Raises:
-      ArgumentError: a list of another length; or what `GenerationConfig` finds wrong, with the row's number.
+      ArgumentError: a list of another length; or what `GenerationConfig` refuses, with the row's number.
     """
     columns: dict[str, Sequence[Any]] = {}
     common: dict[str, Any] = {}

@@ -6,48 +6,15 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+from mechanex_jax.engine.config import PARAMETERS
 from mechanex_jax.errors import ArgumentError, expected
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.tool_schema import as_schema
 from mechanex_jax.storage.json_values import copied, plain
 
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "ads_subset_size",
-    "ads_beta",
-    "draft_model",
-    "ensemble_models",
-    "beam_width",
-    "speculative_steps",
-    "voting",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "adaptive_temperature",
-    "adaptive_temperature_schedule",
-    "adaptive_top_p",
-    "adaptive_top_p_schedule",
-)
-
-# Every argument that has a field. Those not here, such as max_tokens and seed, belong to the call alone.
-FIELDS = {
-    "model": "model.model",
-    "sampling_method": "sampling.method",
-    **{name: f"sampling.{name}" for name in _SAMPLING},
-    "steering_vector": "steering.vector",  # a mapping; the id of a stored one goes to steering.vector_id
-    "steering_strength": "steering.strength",
-    "steering_preset": "steering.preset",
-    **{name: f"constraints.{name}" for name in ("json_schema", "regex_pattern", "grammar", "forbidden_terms")},
-    "stop": "constraints.stop_sequences",
-    "best_of_n": "optimization.best_of_n",
-    "confidence_triggered_regeneration": "optimization.confidence_triggered_regeneration",
-    "confidence_threshold": "optimization.confidence_threshold",
-    "code_unit_tests": "verifiers.code_unit_tests",
-}
+# Every argument that has a field. Those not here, such as max_tokens and seed, belong to the call alone. A steering vector goes
+# to "steering.vector" as a mapping, and to "steering.vector_id" as the id of a stored one.
+FIELDS = {"model": "model.model"} | {name: declared.policy for name, declared in PARAMETERS.items() if declared.policy}
 _DEFAULTS = Policy()
 _STEERED = ("steering.vector", "steering.vector_id")
 

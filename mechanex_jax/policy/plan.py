@@ -9,31 +9,16 @@ from typing import Any
 import numpy as np
 
 from mechanex_jax.edits import RowSteering
-from mechanex_jax.engine.config import GenerationConfig
-from mechanex_jax.engine.methods import METHODS, method
+from mechanex_jax.engine.config import METHOD_ARGUMENTS, PARAMETERS, GenerationConfig
+from mechanex_jax.engine.methods import method
 from mechanex_jax.policy.controls import Policy, SteeringControls
 from mechanex_jax.policy.field_readers import layers
 from mechanex_jax.policy.tool_schema import effective_schema
 
-# Arguments that a method without use for them refuses.
-_OF_METHODS = frozenset().union(*(m.reads for m in METHODS.values()))
 _EVERYTHING = 2**31 - 1  # top_k = None
-_SAMPLING = (
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "ads_subset_size",
-    "ads_beta",
-    "draft_model",
-    "ensemble_models",
-    "beam_width",
-    "speculative_steps",
-    "voting",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
+# Arguments that have their own name among a policy's sampling fields, and that each decoding takes as they are.
+_SAMPLING = tuple(
+    name for name, declared in PARAMETERS.items() if declared.policy == f"sampling.{name}" and not declared.needs_policy
 )
 
 
@@ -100,12 +85,12 @@ class Plan:
         """
         sampling, chosen = self.policy.sampling, method(name)
         wanted = {field: getattr(sampling, field) for field in _SAMPLING}
-        wanted = {field: value for field, value in wanted.items() if field not in _OF_METHODS or field in chosen.reads}
+        wanted = {field: value for field, value in wanted.items() if field not in METHOD_ARGUMENTS or field in chosen.reads}
         wanted |= {
             "sampling_method": name,
             "temperature": self.temperature(round, slot),
             "top_p": self.top_p(round),
-            "top_k": sampling.top_k or (50 if "ads_beta" in chosen.reads else _EVERYTHING),
+            "top_k": sampling.top_k or (50 if chosen.subset else _EVERYTHING),
             "ensemble_models": wanted.get("ensemble_models") or None,
         }
         return GenerationConfig(**{**self.others, **wanted, **self._constraints(), **self._steering()})
