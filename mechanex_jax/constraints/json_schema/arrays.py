@@ -2,136 +2,100 @@
 
 from __future__ import annotations
 
-from mechanex_jax.constraints.json_schema import formula as types
-from mechanex_jax.constraints.json_schema.formula import Formula, conjuncts
-from mechanex_jax.constraints.json_schema.to_automaton import Candidate, Goals, Rule, Rules, Step, Truths, step, truth_at_end
+from mechanex_jax.constraints.json_schema.containers import ContainerRule, Remainder
+from mechanex_jax.constraints.json_schema.formula import FALSE, NULL, NUMBER, STRING, TRUE, Formula, conjuncts, sorted_leaves
+from mechanex_jax.constraints.json_schema.rules import Rule
+from mechanex_jax.constraints.json_schema.steps import Continuation, Goals, LeafUpdate, NextPart, Truths, next_part
+from mechanex_jax.constraints.json_schema.to_automaton import ValueReader
 from mechanex_jax.errors import ConstraintError
 
-_TRUE_AT_END = frozenset(("items", "unique"))
-_MOST_DISTINCT = 10
-
-State = tuple[Formula, Goals]
+_MAX_DISTINCT = 10
 
 
-class ArrayRule:
+def read_array(values: ValueReader, source: int, must: Formula, goals: Goals, then: Continuation) -> None:
+    """Read an array for which `must` holds; its items are asked by the leaves that `to_formula` lists."""
+    rule = values.rules.rule("array", must, goals, lambda rule: _ArrayRule(values, rule, must, goals).explore())
+    values.rules.call(source, rule, then)
+
+
+class _ArrayRule(ContainerRule):
     """The exploration of one array rule."""
 
-    def __init__(self, rules: Rules, rule: Rule, must: Formula, goals: Goals):
-        self.rules, self.rule = rules, rule
-        self.formulas, self.compiler = rules.formulas, rules.compiler
-        self.domain: list[Formula] | None = None  # for "unique": the values that items can have
-        self.first = self._unique(must, goals)
-        self.states: dict[State, int] = {}
+    brackets = b"[]"
+    true_at_end = frozenset(("items", "unique"))
 
-    def explore(self) -> None:
-        builder, number = self.rules.builder, self.rule.number
-        opened = builder.state(number)
-        builder.edge(builder.start(number), 1 << ord("["), self.rules.spaced(number, opened))
-        self._close(opened, self.first)
-        self._item(opened, self.first)
+    def __init__(self, values: ValueReader, rule: Rule, must: Formula, goals: Goals):
+        super().__init__(values, rule)
+        self.domain: list[Formula] = []  # for "unique": the values that items can have
+        self.first = self._settle_unique(must, goals)
 
-    def _state(self, state: State) -> int:
-        """The state behind an item, with this left to ask."""
-        if state not in self.states:
-            builder, number = self.rules.builder, self.rule.number
-            inner = builder.state(number)
-            self.states[state] = self.rules.spaced(number, inner)
-            self.rules.work.append(lambda: self._explore(inner, state))
-        return self.states[state]
-
-    def _explore(self, source: int, state: State) -> None:
-        builder, number = self.rules.builder, self.rule.number
-        self._close(source, state)
-        item = builder.state(number)
-        builder.edge(source, 1 << ord(","), self.rules.spaced(number, item))
-        self._item(item, state)
-
-    def _close(self, source: int, state: State) -> None:
-        must, goals = state
-        if truth_at_end(must, _TRUE_AT_END):
-            truths = tuple([truth_at_end(goal, _TRUE_AT_END) for goal in goals])
-            self.rules.builder.edge(source, 1 << ord("]"), self.rules.end(self.rule, truths))
-
-    def _item(self, source: int, state: State) -> None:
-        must, goals = state
-        leaves = sorted(frozenset().union(must.leaves, *(goal.leaves for goal in goals)), key=lambda leaf: leaf.number)
-        seen = next((leaf for leaf in leaves if leaf.args[0] == "unique"), None)
-        if seen is None:
-            self._read(source, step(self.rules, must, goals, map(self._candidate, leaves)))
+    def read_part(self, source: int, left: Remainder) -> None:
+        leaves = sorted_leaves((left.must, *left.goals))
+        unique = next((leaf for leaf in leaves if leaf.args[0] == "unique"), None)
+        if unique is not None:
+            self._read_distinct(source, left, leaves, unique)
             return
-        # Which value it is decides what was seen after it; the same value once more decides against the leaf.
-        others = list(map(self._candidate, (leaf for leaf in leaves if leaf is not seen)))
-        steps: dict[Formula, Step] = {}
-        for value in self.domain or ():
-            after = self.formulas.false
-            if value not in seen.args[1]:
-                after = self.formulas.leaf("unique", seen.args[1] | {value}, seen.args[2])
-            found = step(self.rules, must, goals, [*others, Candidate(seen, self.formulas.true, after, after)])
-            if found is not None:
-                steps[value] = found
-        asked = list(dict.fromkeys((*steps, *(goal for found in steps.values() for goal in found.goals))))
+        part = next_part(self.translator, left.must, left.goals, map(self._update, leaves))
+        if part is not None:
+            self.values.read(source, part.must, part.goals, self.continuation(part))
+
+    def _update(self, leaf: Formula) -> LeafUpdate:
+        f, (name, *args) = self.formulas, leaf.args
+        if name == "count":
+            (number,) = args
+            fewer = self.translator.at_least("count", number - 1)
+            return LeafUpdate(leaf, f.true, fewer, fewer)
+        if name == "contains":
+            goal, number = args
+            return LeafUpdate(leaf, goal, self.translator.at_least("contains", number - 1, goal), leaf)
+        low, high, goal = args  # "items"
+        shifted = self.translator.items(max(low - 1, 0), None if high is None else high - 1, goal)
+        return LeafUpdate(leaf, f.true, shifted, shifted) if low else LeafUpdate(leaf, goal, shifted, f.false)
+
+    # -- Distinct items ----------------------------------------------------------------------------------------------------
+
+    def _read_distinct(self, source: int, left: Remainder, leaves: list[Formula], unique: Formula) -> None:
+        """Read an item and tell its value: it decides which values may follow; one that was seen decides against the leaf."""
+        f, (_, seen, path) = self.formulas, unique.args
+        others = [self._update(leaf) for leaf in leaves if leaf is not unique]
+        parts: dict[Formula, NextPart] = {}
+        for value in self.domain:
+            after = f.false if value in seen else f.leaf("unique", seen | {value}, path)
+            part = next_part(self.translator, left.must, left.goals, [*others, LeafUpdate(unique, f.true, after, after)])
+            if part is not None:
+                parts[value] = part
+        asked = list(dict.fromkeys((*parts, *(goal for part in parts.values() for goal in part.goals))))
 
         def then(truths: Truths) -> int | None:
             true = dict(zip(asked, truths, strict=True))
-            found = next(found for value, found in steps.items() if true[value])
-            after = found.after(tuple([true[goal] for goal in found.goals]))
-            return None if after is None else self._state(after)
+            part = next(part for value, part in parts.items() if true[value])
+            return self.continuation(part)(tuple([true[goal] for goal in part.goals]))
 
-        parts = [self.formulas.all((value, found.must)) for value, found in steps.items()]
-        self.rules.value(source, self.formulas.any(parts), asked, then)
+        self.values.read(source, f.any([f.all((value, part.must)) for value, part in parts.items()]), asked, then)
 
-    def _read(self, source: int, found: Step | None) -> None:
-        if found is None:
-            return
-
-        def then(truths: Truths) -> int | None:
-            after = found.after(truths)
-            return None if after is None else self._state(after)
-
-        self.rules.value(source, found.must, found.goals, then)
-
-    def _candidate(self, leaf: Formula) -> Candidate:
-        name, *args = leaf.args
-        return getattr(self, f"_next_{name}")(leaf, *args)
-
-    def _next_count(self, leaf: Formula, number: int) -> Candidate:
-        fewer = self.compiler.at_least("count", number - 1)
-        return Candidate(leaf, self.formulas.true, fewer, fewer)
-
-    def _next_contains(self, leaf: Formula, goal: Formula, number: int) -> Candidate:
-        return Candidate(leaf, goal, self.compiler.at_least("contains", number - 1, goal), leaf)
-
-    def _next_items(self, leaf: Formula, low: int, high: int | None, goal: Formula) -> Candidate:
-        shifted = self.compiler.items(max(low - 1, 0), None if high is None else high - 1, goal)
-        if low:
-            return Candidate(leaf, self.formulas.true, shifted, shifted)
-        return Candidate(leaf, goal, shifted, self.formulas.false)
-
-    def _unique(self, must: Formula, goals: Goals) -> State:
-        """The first state, with "unique" settled where at most one item fits."""
-        unique = [leaf for formula in (must, *goals) for leaf in formula.leaves if leaf.args[0] == "unique"]
+    def _settle_unique(self, must: Formula, goals: Goals) -> Remainder:
+        """The first remainder: "unique" is true where at most one item fits, otherwise needs to know the items' values."""
+        f = self.formulas
+        unique = [leaf for leaf in sorted_leaves((must, *goals)) if leaf.args[0] == "unique"]
         if not unique:
-            return must, goals
+            return Remainder(must, goals)
+        path = unique[0].args[2]
         parts = conjuncts(must)
         most = [part.args[0].args[1] - 1 for part in parts if part.kind == "not" and part.args[0].args[0] == "count"]
         if most and min(most) <= 1:
-            changes = dict.fromkeys(unique, self.formulas.true)
+            changes = dict.fromkeys(unique, f.true)
         else:
             # One leaf for all: they ask the same.
-            one = self.formulas.leaf("unique", frozenset(), unique[0].args[2])
-            changes = dict.fromkeys(unique, one)
+            changes = dict.fromkeys(unique, f.leaf("unique", frozenset(), path))
             whole = [part.args[3] for part in parts if part.args[:3] == ("items", 0, None)]
-            found = [domain for goal in whole if (domain := self._values(self.compiler.expand(goal))) is not None]
-            if not found or len(min(found, key=len)) > _MOST_DISTINCT:
+            domains = [domain for goal in whole if (domain := self._values(self.translator.expand(goal))) is not None]
+            self.domain = min(domains, key=len, default=[])
+            if not domains or len(self.domain) > _MAX_DISTINCT:
                 raise ConstraintError(
-                    f"uniqueItems at {unique[0].args[2]} cannot be held exactly: the items can have more than {_MOST_DISTINCT} "
+                    f"uniqueItems at {path} cannot be held exactly: the items can have more than {_MAX_DISTINCT} "
                     "values. Give items an enum of fewer values, or leave uniqueItems out and check it afterwards."
                 )
-            self.domain = min(found, key=len)
-        return (
-            self.formulas.substitute(must, changes),
-            tuple(self.formulas.substitute(goal, changes) for goal in goals),
-        )
+        return Remainder(f.substitute(must, changes), tuple(f.substitute(goal, changes) for goal in goals))
 
     def _values(self, formula: Formula) -> list[Formula] | None:
         """Formulas of single values, one of which holds wherever `formula` does; None if they are too many to list."""
@@ -139,7 +103,7 @@ class ArrayRule:
         if formula.kind == "constant":
             return None if formula.args[0] else []
         if formula.kind == "type":
-            bits = [bit for bit in (types.NULL, types.TRUE, types.FALSE) if formula.args[0] & bit]
+            bits = [bit for bit in (NULL, TRUE, FALSE) if formula.args[0] & bit]
             return [f.type(bit) for bit in bits] if sum(bits) == formula.args[0] else None
         if formula.kind == "any":
             lists = [self._values(arg) for arg in formula.args]
@@ -149,7 +113,7 @@ class ArrayRule:
         if formula.kind == "all":
             names = {part.args[0] for part in formula.args if part.kind == "leaf"}
             bits = next((part.args[0] for part in formula.args if part.kind == "type"), 0)
-            if (bits, *names) in ((types.NUMBER, "equal"), (types.STRING, "text")):
+            if (bits, *names) in ((NUMBER, "equal"), (STRING, "text")):
                 return [formula]
             lists = [values for arg in formula.args if (values := self._values(arg)) is not None]
             return min(lists, key=len) if lists else None

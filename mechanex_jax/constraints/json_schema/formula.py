@@ -1,26 +1,26 @@
 """Boolean formulas over what can be asked of a JSON value: the meaning of a schema, and of what is left of it part-way.
 
 Formulas are shared: equal ones are the same object, so that sets of them name automaton states. A leaf is a question about a
-value of one JSON type (see `schema_keywords` for the list), about its type, or a reference to a schema not looked at yet.
+value of one JSON type (`to_formula` lists them), about its type, or a reference to a schema not looked at yet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-NULL, TRUE, FALSE, NUMBER, STRING, OBJECT, ARRAY = (1 << i for i in range(7))
+JSON_TYPES = NULL, TRUE, FALSE, NUMBER, STRING, OBJECT, ARRAY = tuple(1 << i for i in range(7))
 BOOLEAN = TRUE | FALSE
 ANY_TYPE = 127
 
 
 class Formula:
-    """A node: kind "constant", "type", "leaf", "not", "all", "any" or "one" (exactly one holds).
+    """A node of a formula; made by `Formulas`, compared by identity.
 
     Attributes:
-      kind: as above.
+      kind: "constant", "type", "leaf", "not", "all", "any" or "one" (exactly one holds).
       args: operands; of a constant its value, of a type its bits, of a leaf its name and arguments.
       leaves: the nodes of kind "leaf" and "type" below.
+      number: ascending in the order in which formulas are made.
     """
 
     __slots__ = ("args", "kind", "leaves", "number")
@@ -39,7 +39,7 @@ class Formula:
 
 
 class Formulas:
-    """The formulas of one compilation."""
+    """All formulas of one compilation, each made once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple, Formula] = {}
@@ -54,9 +54,10 @@ class Formulas:
         return node
 
     def constant(self, value: bool) -> Formula:
+        """The formula that always has this truth."""
         return self.true if value else self.false
 
-    def leaf(self, name: str, *args: Any) -> Formula:
+    def leaf(self, name: str, *args: Hashable) -> Formula:
         """A question, by name and hashable arguments."""
         return self._make("leaf", (name, *args))
 
@@ -64,11 +65,12 @@ class Formulas:
         """Whether the value's type is among `bits`."""
         return self.constant(bits != 0) if bits in (0, ANY_TYPE) else self._make("type", (bits,))
 
-    def given(self, bits: int, formula: Formula) -> Formula:
-        """True of values of other types."""
+    def if_type(self, bits: int, formula: Formula) -> Formula:
+        """The formula for values of the types `bits`, and true of values of other types."""
         return self.any((self.type(ANY_TYPE & ~bits), formula))
 
     def negation(self, formula: Formula) -> Formula:
+        """The formula that holds where `formula` does not."""
         if formula.kind == "constant":
             return self.constant(not formula.args[0])
         if formula.kind == "type":
@@ -82,13 +84,15 @@ class Formulas:
         return self._make("not", (formula,))
 
     def all(self, formulas: Iterable[Formula]) -> Formula:
+        """Whether all of the formulas hold; true of none."""
         return self._gather("all", formulas, self.true, self.false)
 
     def any(self, formulas: Iterable[Formula]) -> Formula:
+        """Whether one of the formulas holds, or more; false of none."""
         return self._gather("any", formulas, self.false, self.true)
 
     def _gather(self, kind: str, formulas: Iterable[Formula], neutral: Formula, absorbing: Formula) -> Formula:
-        found: set[Formula] = set()
+        parts: set[Formula] = set()
         bits = ANY_TYPE if kind == "all" else 0
         for formula in formulas:
             for part in formula.args if formula.kind == kind else (formula,):
@@ -97,20 +101,20 @@ class Formulas:
                 if part.kind == "type":
                     bits = bits & part.args[0] if kind == "all" else bits | part.args[0]
                 elif part is not neutral:
-                    found.add(part)
+                    parts.add(part)
         types = self.type(bits)
         if types is absorbing:
             return absorbing
         if types is not neutral:
-            found.add(types)
-        for part in found:
-            if part.kind == "not" and part.args[0] in found:
+            parts.add(types)
+        for part in parts:
+            if part.kind == "not" and part.args[0] in parts:
                 return absorbing
-        if len(found) < 2:
-            return next(iter(found), neutral)
-        return self._make(kind, tuple(sorted(found, key=lambda part: part.number)))
+        if len(parts) < 2:
+            return next(iter(parts), neutral)
+        return self._make(kind, tuple(sorted(parts, key=lambda part: part.number)))
 
-    def one(self, formulas: Iterable[Formula]) -> Formula:
+    def exactly_one(self, formulas: Iterable[Formula]) -> Formula:
         """Whether exactly one of the formulas holds."""
         rest = [formula for formula in formulas if formula is not self.false]
         sure = sum(formula is self.true for formula in rest)
@@ -125,7 +129,7 @@ class Formulas:
     def _join(self, kind: str, parts: Sequence[Formula]) -> Formula:
         if kind == "not":
             return self.negation(parts[0])
-        return self.all(parts) if kind == "all" else self.any(parts) if kind == "any" else self.one(parts)
+        return self.all(parts) if kind == "all" else self.any(parts) if kind == "any" else self.exactly_one(parts)
 
     def substitute(
         self, formula: Formula, changes: Mapping[Formula, Formula], memo: dict[Formula, Formula] | None = None
@@ -151,7 +155,7 @@ class Formulas:
 
 
 def holds(formula: Formula, truth: Callable[[Formula], bool]) -> bool:
-    """Evaluate a formula, asking `truth` about leaves."""
+    """Evaluate a formula, with the truth of its leaves by `truth`."""
     kind, args = formula.kind, formula.args
     if kind == "constant":
         return args[0]
@@ -166,8 +170,13 @@ def holds(formula: Formula, truth: Callable[[Formula], bool]) -> bool:
     return sum(holds(arg, truth) for arg in args) == 1
 
 
+def sorted_leaves(formulas: Iterable[Formula]) -> list[Formula]:
+    """The leaves of several formulas in the order in which they were made."""
+    return sorted(frozenset().union(*(formula.leaves for formula in formulas)), key=lambda leaf: leaf.number)
+
+
 def signature(formulas: Sequence[Formula]) -> tuple:
-    """What formulas without nested goals say, as a value that means the same in every compilation."""
+    """A hashable value that means the same in every compilation, of formulas whose leaves name no other formulas."""
     number: dict[Formula, int] = {}
     nodes: list[tuple] = []
 
@@ -184,7 +193,7 @@ def signature(formulas: Sequence[Formula]) -> tuple:
 
 
 def conjuncts(formula: Formula) -> tuple[Formula, ...]:
-    """What the formula asks for at once."""
+    """The formulas all of which hold wherever `formula` does."""
     if formula.kind == "all":
         return formula.args
     return () if formula.kind == "constant" and formula.args[0] else (formula,)

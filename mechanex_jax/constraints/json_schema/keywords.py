@@ -1,170 +1,162 @@
-"""What each keyword of JSON Schema says about a value: assertions about one type, and logic.
+"""Keywords about values of any type, numbers and strings, and the keywords of logic.
 
-Keywords that are not here are annotations (`title`, `default`, `contentEncoding`, ...) or only name places (`$defs`).
+Keywords that have no function here, in `applicators` or in `unevaluated` are annotations (`title`, `default`,
+`contentEncoding`, ...), read by their neighbours (`then`, `minContains`, ...) or only name places (`$defs`).
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 from mechanex_jax.constraints.json_schema import formats, numbers
-from mechanex_jax.constraints.json_schema import formula as types
-from mechanex_jax.constraints.json_schema.formula import Formula
-from mechanex_jax.constraints.json_schema.references import Place
+from mechanex_jax.constraints.json_schema.formula import ARRAY, BOOLEAN, NULL, NUMBER, OBJECT, STRING, Formula
+from mechanex_jax.constraints.json_schema.references import JsonValue, Place
 from mechanex_jax.constraints.json_schema.strings import is_everything
-from mechanex_jax.constraints.json_schema.to_formula import Compiler, keyword
+from mechanex_jax.constraints.json_schema.to_formula import Translator, keyword, refusal
 from mechanex_jax.constraints.regex import lookaround
 from mechanex_jax.errors import ConstraintError
 
-_TYPES = {
-    "null": types.NULL, "boolean": types.BOOLEAN, "number": types.NUMBER, "integer": types.NUMBER, "string": types.STRING,
-    "object": types.OBJECT, "array": types.ARRAY,
-}  # fmt: skip
+_TYPES = {"null": NULL, "boolean": BOOLEAN, "number": NUMBER, "string": STRING, "object": OBJECT, "array": ARRAY}
 
 
 # -- Any type ------------------------------------------------------------------------------------------------------------------
 
 
 @keyword("type")
-def _type(c: Compiler, place: Place, value: Any) -> Formula:
-    names = [value] if isinstance(value, str) else value
-    bits = sum({_TYPES[name] for name in names if name != "integer"})
+def _type(t: Translator, place: Place, value: str | list[str]) -> Formula:
+    names = {value} if isinstance(value, str) else set(value)
+    bits = sum(_TYPES[name] for name in names - {"integer"})
     if "integer" not in names or "number" in names:
-        return c.formulas.type(bits)
+        return t.formulas.type(bits)
     # Draft 4 alone looks at the spelling: there 1.0 is no integer.
-    whole = c.formulas.leaf("plain") if place.dialect.number == 4 else c.formulas.leaf("multiple", numbers.exact(1))
-    return c.formulas.any((c.formulas.type(bits), c.formulas.all((c.formulas.type(types.NUMBER), whole))))
+    whole = t.formulas.leaf("plain") if place.dialect.number == 4 else t.formulas.leaf("multiple", numbers.exact(1))
+    return t.formulas.any((t.formulas.type(bits), t.formulas.all((t.formulas.type(NUMBER), whole))))
 
 
 @keyword("enum")
-def _enum(c: Compiler, place: Place, value: Any) -> Formula:
-    return c.formulas.any([c.equal(item) for item in value])
+def _enum(t: Translator, place: Place, value: list[JsonValue]) -> Formula:
+    return t.formulas.any([t.equal(item) for item in value])
 
 
 @keyword("const")
-def _const(c: Compiler, place: Place, value: Any) -> Formula:
-    return c.equal(value)
+def _const(t: Translator, place: Place, value: JsonValue) -> Formula:
+    return t.equal(value)
 
 
 # -- Numbers -------------------------------------------------------------------------------------------------------------------
 
 
-def _below(c: Compiler, bound: Any) -> Formula:
-    return c.formulas.leaf("below", numbers.exact(bound))
+def _below(t: Translator, bound: float) -> Formula:
+    return t.formulas.leaf("below", numbers.exact(bound))
 
 
-def _up_to(c: Compiler, bound: Any) -> Formula:
-    return c.formulas.any((_below(c, bound), c.formulas.leaf("equal", numbers.exact(bound))))
-
-
-def _given_number(c: Compiler, formula: Formula) -> Formula:
-    return c.formulas.given(types.NUMBER, formula)
+def _up_to(t: Translator, bound: float) -> Formula:
+    return t.formulas.any((_below(t, bound), t.formulas.leaf("equal", numbers.exact(bound))))
 
 
 @keyword("minimum")
-def _minimum(c: Compiler, place: Place, value: Any) -> Formula:
+def _minimum(t: Translator, place: Place, value: float) -> Formula:
     exclusive = place.get("exclusiveMinimum") is True  # draft 4
-    return _given_number(c, c.formulas.negation((_up_to if exclusive else _below)(c, value)))
+    return t.if_number(t.formulas.negation((_up_to if exclusive else _below)(t, value)))
 
 
 @keyword("maximum")
-def _maximum(c: Compiler, place: Place, value: Any) -> Formula:
+def _maximum(t: Translator, place: Place, value: float) -> Formula:
     exclusive = place.get("exclusiveMaximum") is True
-    return _given_number(c, (_below if exclusive else _up_to)(c, value))
+    return t.if_number((_below if exclusive else _up_to)(t, value))
 
 
 @keyword("exclusiveMinimum")
-def _exclusive_minimum(c: Compiler, place: Place, value: Any) -> Formula:
-    return _given_number(c, c.formulas.negation(_up_to(c, value)))
+def _exclusive_minimum(t: Translator, place: Place, value: float) -> Formula:
+    return t.if_number(t.formulas.negation(_up_to(t, value)))
 
 
 @keyword("exclusiveMaximum")
-def _exclusive_maximum(c: Compiler, place: Place, value: Any) -> Formula:
-    return _given_number(c, _below(c, value))
+def _exclusive_maximum(t: Translator, place: Place, value: float) -> Formula:
+    return t.if_number(_below(t, value))
 
 
 @keyword("multipleOf")
-def _multiple_of(c: Compiler, place: Place, value: Any) -> Formula:
+def _multiple_of(t: Translator, place: Place, value: float) -> Formula:
     divisor = numbers.exact(value)
     try:
         numbers.multiples(divisor)
     except ConstraintError as error:
-        raise c.refuse(place, "multipleOf", error.message) from None
-    return _given_number(c, c.formulas.leaf("multiple", divisor))
+        raise refusal(place, "multipleOf", error.message) from None
+    return t.if_number(t.formulas.leaf("multiple", divisor))
 
 
 # -- Strings -------------------------------------------------------------------------------------------------------------------
 
 
 @keyword("minLength")
-def _min_length(c: Compiler, place: Place, value: Any) -> Formula:
-    return c.formulas.given(types.STRING, c.at_least("length", value))
+def _min_length(t: Translator, place: Place, value: int) -> Formula:
+    return t.if_string(t.at_least("length", value))
 
 
 @keyword("maxLength")
-def _max_length(c: Compiler, place: Place, value: Any) -> Formula:
-    return c.formulas.given(types.STRING, c.formulas.negation(c.at_least("length", value + 1)))
+def _max_length(t: Translator, place: Place, value: int) -> Formula:
+    return t.if_string(t.at_most("length", value))
 
 
-def pattern(c: Compiler, place: Place, word: str, text: str) -> Formula:
-    """What an ECMA-262 pattern asks of a string; its automata are built here, so that errors name the place."""
+def pattern_formula(t: Translator, place: Place, word: str, pattern: str) -> Formula:
+    """The strings with a part that an ECMA-262 pattern matches; its automata are built here, so that errors name the place."""
     parts = []
-    for holds, part in lookaround.split(text):
-        leaf = c.formulas.leaf("pattern", part)
+    for positive, part in lookaround.split(pattern):
+        leaf = t.formulas.leaf("pattern", part)
         try:
-            trivial = is_everything(c.strings.automaton(leaf))
+            trivial = is_everything(t.strings.automaton(leaf))
         except ConstraintError as error:
             raise ConstraintError(f"{word} at {place.path}: {error.message}") from None
-        formula = c.formulas.true if trivial else leaf
-        parts.append(formula if holds else c.formulas.negation(formula))
-    return c.formulas.all(parts)
+        formula = t.formulas.true if trivial else leaf
+        parts.append(formula if positive else t.formulas.negation(formula))
+    return t.formulas.all(parts)
 
 
 @keyword("pattern")
-def _pattern(c: Compiler, place: Place, value: Any) -> Formula:
-    return c.formulas.given(types.STRING, pattern(c, place, "pattern", value))
+def _pattern(t: Translator, place: Place, value: str) -> Formula:
+    return t.if_string(pattern_formula(t, place, "pattern", value))
 
 
 @keyword("format")
-def _format(c: Compiler, place: Place, value: Any) -> Formula:
-    known = isinstance(value, str) and value in formats.PATTERNS
-    return c.formulas.given(types.STRING, c.formulas.leaf("format", value)) if known else c.formulas.true
+def _format(t: Translator, place: Place, value: JsonValue) -> Formula:
+    if not isinstance(value, str) or value not in formats.PATTERNS:
+        return t.formulas.true
+    return t.if_string(t.formulas.leaf("format", value))
 
 
 # -- Logic ---------------------------------------------------------------------------------------------------------------------
 
 
-def _branches(c: Compiler, place: Place, word: str) -> list[Formula]:
-    return [c.below(place, word, i) for i in range(len(place.get(word)))]
+def _branches(t: Translator, place: Place, word: str) -> list[Formula]:
+    return [t.below(place, word, i) for i in range(len(place.get(word)))]
 
 
 @keyword("allOf")
-def _all_of(c: Compiler, place: Place, value: Any) -> Formula:
-    return c.formulas.all(_branches(c, place, "allOf"))
+def _all_of(t: Translator, place: Place, value: list[JsonValue]) -> Formula:
+    return t.formulas.all(_branches(t, place, "allOf"))
 
 
 @keyword("anyOf")
-def _any_of(c: Compiler, place: Place, value: Any) -> Formula:
-    return c.formulas.any(_branches(c, place, "anyOf"))
+def _any_of(t: Translator, place: Place, value: list[JsonValue]) -> Formula:
+    return t.formulas.any(_branches(t, place, "anyOf"))
 
 
 @keyword("oneOf")
-def _one_of(c: Compiler, place: Place, value: Any) -> Formula:
-    return c.formulas.one(_branches(c, place, "oneOf"))
+def _one_of(t: Translator, place: Place, value: list[JsonValue]) -> Formula:
+    return t.formulas.exactly_one(_branches(t, place, "oneOf"))
 
 
 @keyword("not")
-def _not(c: Compiler, place: Place, value: Any) -> Formula:
-    return c.formulas.negation(c.below(place, "not"))
+def _not(t: Translator, place: Place, value: JsonValue) -> Formula:
+    return t.formulas.negation(t.below(place, "not"))
 
 
 @keyword("if")
-def _if(c: Compiler, place: Place, value: Any) -> Formula:
+def _if(t: Translator, place: Place, value: JsonValue) -> Formula:
     if "then" not in place and "else" not in place:
-        return c.formulas.true
-    condition, parts = c.below(place, "if"), []
+        return t.formulas.true
+    condition, parts = t.below(place, "if"), []
     if "then" in place:
-        parts.append(c.formulas.any((c.formulas.negation(condition), c.below(place, "then"))))
+        parts.append(t.formulas.any((t.formulas.negation(condition), t.below(place, "then"))))
     if "else" in place:
-        parts.append(c.formulas.any((condition, c.below(place, "else"))))
-    return c.formulas.all(parts)
+        parts.append(t.formulas.any((condition, t.below(place, "else"))))
+    return t.formulas.all(parts)

@@ -8,24 +8,27 @@ number without an exponent may be spelt in any way.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from mechanex_jax.constraints.automata import charset as char_sets
-from mechanex_jax.constraints.automata.dfa import CharDfa
+from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, minimise, product, to_bytes
+from mechanex_jax.constraints.json_schema import string_bytes
+from mechanex_jax.constraints.json_schema.classifiers import Classifier, Decision, Labels
+from mechanex_jax.constraints.json_schema.formula import Formula
 from mechanex_jax.errors import ConstraintError
 
 LESS, EQUAL, GREATER = 0, 1, 2  # labels of `comparison`
 _SYMBOLS = "0123456789-+.eE"
 _EXPONENT_DIGITS = 3
-_MOST_STATES = 40_000
+_MAX_STATES = 40_000
 
-State = Hashable
-Step = Callable[[Any, str], State | None]
+Read = TypeVar("Read", bound=Hashable)  # what matters of the characters read so far
+Outcome = TypeVar("Outcome", bound=Hashable)
 
 
 def exact(value: int | float) -> Fraction:
@@ -33,9 +36,33 @@ def exact(value: int | float) -> Fraction:
     return Fraction(value) if isinstance(value, int) else Fraction(Decimal(repr(value)))
 
 
-def _explore(start: State, step: Step, label: Callable[[Any], int]) -> CharDfa:
+def classify(leaves: Sequence[Formula], decide: Decision[Outcome], limits: CompileLimits) -> Classifier[Outcome]:
+    """Tell numbers apart by what `decide` makes of the truth of leaves.
+
+    Leaves: ("below", b), ("equal", b), ("multiple", d), ("plain",): see `to_formula`.
+    """
+    compared = [leaf for leaf in leaves if leaf.args[0] in ("below", "equal")]
+    bounds = list(dict.fromkeys(leaf.args[1] for leaf in compared))
+    others = [leaf for leaf in leaves if leaf.args[0] in ("multiple", "plain")]
+    parts = [numbers(), *map(comparison, bounds)]
+    parts += [multiples(leaf.args[1]) if leaf.args[0] == "multiple" else plain() for leaf in others]
+    outcomes = Labels(decide)
+
+    def combine(labels: tuple[int, ...]) -> int:
+        if min(labels) < 0:
+            return -1
+        sizes = dict(zip(bounds, labels[1:], strict=False))
+        true = {leaf for leaf, label in zip(others, labels[1 + len(bounds) :], strict=True) if label == 1}
+        true.update(leaf for leaf in compared if sizes[leaf.args[1]] == (LESS if leaf.args[0] == "below" else EQUAL))
+        return outcomes.label(true.__contains__)
+
+    dfa = minimise(product(parts, combine, limits))
+    return Classifier(string_bytes.from_dfa(to_bytes(dfa)), outcomes.outcomes)
+
+
+def _explore(start: Read, step: Callable[[Read, str], Read | None], label: Callable[[Read], int]) -> CharDfa:
     """The automaton of a step function over the characters of numbers; None is dead."""
-    numbers: dict[State, int] = {start: 1}
+    numbers: dict[Read, int] = {start: 1}
     rows = [[0] * len(_SYMBOLS)]
     for state in (order := [start]):
         row = []
@@ -93,39 +120,68 @@ def plain() -> CharDfa:
     return _explore(True, step, int)
 
 
-# -- Exponents -----------------------------------------------------------------------------------------------------------------
+# -- Numbers that may have an exponent -----------------------------------------------------------------------------------------
 #
-# ("e", what, sign, digits, value): inside an exponent. `what` is what the mantissa has come to, `outcome(what, exponent)` the
-# label, monotone in the exponent in the sense that it is the same between two exponents for which it is the same; so a prefix
-# of the digits that leaves only one outcome is as good as any other.
+# States are tuples. ("start",) and ("minus",) come before the first digit; ("i", ...) is in the whole part and ("f", ...)
+# behind the point, as each automaton has it; ("e", mantissa, sign, digits, value) is inside an exponent. There
+# `outcome(mantissa, exponent)` is the label, monotone in the exponent in the sense that it is the same between two exponents
+# for which it is the same; so a prefix of the digits that leaves only one outcome is as good as any other, and the mantissa is
+# ("decided", label) from there on.
 
-Outcome = Callable[[Any, int], int]
+_ExponentOutcome = Callable[[tuple, int], int]
 
 
-def _exponent(state: tuple, symbol: str, outcome: Outcome) -> tuple | None:
-    _, what, sign, digits, value = state
+def _with_exponent(
+    first: Callable[[bool, str], tuple],
+    step: Callable[[tuple, str], tuple | None],
+    label: Callable[[tuple], int],
+    outcome: _ExponentOutcome,
+) -> CharDfa:
+    """The automaton of numbers with a sign and an exponent around what `step` reads.
+
+    Args:
+      first: whether there is a minus, and the first digit, to a state.
+      step: from a state in the whole part or behind the point to another one, or into the exponent.
+      label: of a state in the whole part or behind the point.
+      outcome: label of a mantissa and an exponent.
+    """
+
+    def decided(mantissa: tuple, exponent: int) -> int:
+        return mantissa[1] if mantissa[0] == "decided" else outcome(mantissa, exponent)
+
+    def any_step(state: tuple, symbol: str) -> tuple | None:
+        kind = state[0]
+        if kind == "e":
+            return _exponent_step(state, symbol, decided)
+        if kind not in ("start", "minus"):
+            return step(state, symbol)
+        if symbol == "-":
+            return ("minus",) if kind == "start" else None
+        return first(kind == "minus", symbol) if symbol.isdigit() else None
+
+    def any_label(state: tuple) -> int:
+        kind = state[0]
+        if kind == "e":
+            _, mantissa, sign, digits, value = state
+            return decided(mantissa, -value if sign == "-" else value) if digits else -1
+        return -1 if kind in ("start", "minus") else label(state)
+
+    return _explore(("start",), any_step, any_label)
+
+
+def _exponent_step(state: tuple, symbol: str, outcome: _ExponentOutcome) -> tuple | None:
+    _, mantissa, sign, digits, value = state
     if symbol in "+-":
-        return ("e", what, symbol, 0, 0) if not sign else None
+        return ("e", mantissa, symbol, 0, 0) if not sign else None
     if not symbol.isdigit() or digits == _EXPONENT_DIGITS:
         return None
     value, digits, sign = value * 10 + int(symbol), digits + 1, sign or "+"
     more = 10 ** (_EXPONENT_DIGITS - digits)
     least, most = (-value, -(value * more + more - 1)) if sign == "-" else (value, value * more + more - 1)
-    decided = outcome(what, least)
-    if decided == outcome(what, most):
-        return ("e", ("decided", decided), sign, digits, 0)
-    return ("e", what, sign, digits, value)
-
-
-def _exponent_label(state: tuple, outcome: Outcome) -> int:
-    _, what, sign, digits, value = state
-    if not digits:
-        return -1
-    return what[1] if what[0] == "decided" else outcome(what, -value if sign == "-" else value)
-
-
-def _decided(outcome: Outcome) -> Outcome:
-    return lambda what, exponent: what[1] if what[0] == "decided" else outcome(what, exponent)
+    label = outcome(mantissa, least)
+    if label == outcome(mantissa, most):
+        return ("e", ("decided", label), sign, digits, 0)
+    return ("e", mantissa, sign, digits, value)
 
 
 # -- Comparison ----------------------------------------------------------------------------------------------------------------
@@ -156,36 +212,31 @@ def comparison(bound: Fraction) -> CharDfa:
     def rest(digits: str, at: int, so_far: int) -> int:
         return so_far or (-1 if digits[at:].strip("0") else 0)
 
-    def outcome(what: tuple, exponent: int) -> int:
-        _, negative, size = what
+    def outcome(mantissa: tuple, exponent: int) -> int:
+        _, negative, size = mantissa
         return signed(negative, 1 if not significant or exponent > scale else -1 if exponent < scale else size)
+
+    def settled(digits: str, at: int, size: int) -> tuple[int, int]:
+        """How many digits were read does not matter once the comparison is decided, nor beyond the bound's."""
+        return (0, size) if size else (min(at, len(digits)), 0)
 
     # ("i", negative, digits read, comparison so far, mantissa) and ("f", negative, digits read or -1, comparison, mantissa);
     # mantissa: (digits read or -1, comparison so far) of one digit and a fraction, None where no exponent may follow.
+    def first(negative: bool, symbol: str) -> tuple:
+        mantissa = settled(significant, 1, against(symbol, significant, 0)) if symbol != "0" else None
+        return ("i", negative, 1, against(symbol, whole, 0), mantissa)
+
     def step(state: tuple, symbol: str) -> tuple | None:
-        kind = state[0]
-        if kind == "e":
-            return _exponent(state, symbol, _decided(outcome))
-        if kind in ("start", "minus"):
-            if symbol == "-":
-                return ("minus",) if kind == "start" else None
-            if not symbol.isdigit():
-                return None
-            mantissa = settled(significant, 1, against(symbol, significant, 0)) if symbol != "0" else None
-            return ("i", kind == "minus", 1, against(symbol, whole, 0), mantissa)
-        _, negative, at, so_far, mantissa = state
+        kind, negative, at, so_far, mantissa = state
         if symbol in "eE":
             return ("e", ("size", negative, rest(significant, *mantissa)), "", 0, 0) if mantissa else None
-        if kind == "i":
-            if symbol == ".":
-                size = whole_size(at, so_far)
-                return ("f", negative, *settled(fraction, 0, size), mantissa)
-            if not symbol.isdigit():
-                return None
-            at = min(at + 1, len(whole) + 1)
-            return ("i", negative, at, (so_far or against(symbol, whole, at - 1)) if at <= len(whole) else 1, None)
+        if kind == "i" and symbol == ".":
+            return ("f", negative, *settled(fraction, 0, whole_size(at, so_far)), mantissa)
         if not symbol.isdigit():
             return None
+        if kind == "i":
+            at = min(at + 1, len(whole) + 1)
+            return ("i", negative, at, (so_far or against(symbol, whole, at - 1)) if at <= len(whole) else 1, None)
         if mantissa:
             m, size = mantissa
             mantissa = mantissa if size else settled(significant, m + 1, against(symbol, significant, m))
@@ -193,22 +244,13 @@ def comparison(bound: Fraction) -> CharDfa:
             at, so_far = settled(fraction, at + 1, against(symbol, fraction, at))
         return ("f", negative, at, so_far, mantissa)
 
-    def settled(digits: str, at: int, size: int) -> tuple[int, int]:
-        """How many digits were read does not matter once the comparison is decided, nor beyond the bound's."""
-        return (0, size) if size else (min(at, len(digits)), 0)
-
     def label(state: tuple) -> int:
-        kind = state[0]
-        if kind == "e":
-            return _exponent_label(state, _decided(outcome))
-        if kind in ("start", "minus"):
-            return -1
-        _, negative, at, so_far, _ = state
+        kind, negative, at, so_far, _ = state
         if kind == "i":
             at, so_far = settled(fraction, 0, whole_size(at, so_far))
         return signed(negative, rest(fraction, at, so_far))
 
-    return _explore(("start",), step, label)
+    return _with_exponent(first, step, label, outcome)
 
 
 def _digits(value: Fraction) -> tuple[str, str, int]:
@@ -235,28 +277,24 @@ def multiples(divisor: Fraction) -> CharDfa:
     """
     _, _, places = _digits(divisor)
     modulus = int(divisor * 10**places)
-    if modulus * (places + 1) > _MOST_STATES:
+    if modulus * (places + 1) > _MAX_STATES:
         raise ConstraintError(f"a multiple of {float(divisor)} takes an automaton of {modulus * (places + 1):,} states")
     # multiples of 10**zeros / 10**places are what an exponent can decide by itself
     zeros = len(str(modulus)) - 1 if str(modulus).strip("0") == "1" else -1
 
-    def outcome(what: tuple, exponent: int) -> int:
-        if what[1]:  # a fraction that isn't 0, so no multiple of 10 ** exponent
+    def outcome(mantissa: tuple, exponent: int) -> int:
+        if mantissa[1]:  # a fraction that isn't 0, so no multiple of 10 ** exponent
             return 0 if exponent <= -places else -1
         if zeros < 0:
             return 0 if exponent < -places else -1
         return int(exponent >= zeros - places)
 
     # ("i", remainder, may have an exponent), ("f", remainder, digits behind the point, last digit or None)
+    def first(negative: bool, symbol: str) -> tuple:
+        return ("i", int(symbol) % modulus, symbol != "0")
+
     def step(state: tuple, symbol: str) -> tuple | None:
-        kind = state[0]
-        if kind == "e":
-            return _exponent(state, symbol, _decided(outcome))
-        if kind in ("start", "minus"):
-            if symbol == "-":
-                return ("minus",) if kind == "start" else None
-            return ("i", int(symbol) % modulus, symbol != "0") if symbol.isdigit() else None
-        if kind == "i":
+        if state[0] == "i":
             _, remainder, single = state
             if symbol == ".":
                 return ("f", remainder, 0, "" if single else None)
@@ -277,12 +315,7 @@ def multiples(divisor: Fraction) -> CharDfa:
         return ("f", (remainder * 10 + int(symbol)) % modulus, at + 1, last)
 
     def label(state: tuple) -> int:
-        kind = state[0]
-        if kind == "e":
-            return _exponent_label(state, _decided(outcome))
-        if kind in ("start", "minus"):
-            return -1
-        at = state[2] if kind == "f" else 0
+        at = state[2] if state[0] == "f" else 0
         return int(state[1] >= 0 and state[1] * 10 ** (places - at) % modulus == 0)
 
-    return _explore(("start",), step, label)
+    return _with_exponent(first, step, label, outcome)

@@ -1,18 +1,18 @@
-"""Keys of one object: which of the names and patterns that matter a key is, and in which order names may come."""
+"""Keys of one object: classes of keys that its formula tells apart, and the order in which names may come."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from mechanex_jax.constraints.json_schema import string_bytes
-from mechanex_jax.constraints.json_schema.formula import Formula, holds
+from mechanex_jax.constraints.json_schema.classifiers import Valuation
+from mechanex_jax.constraints.json_schema.formula import Formula, holds, sorted_leaves
 from mechanex_jax.constraints.json_schema.string_bytes import Graph
-from mechanex_jax.constraints.json_schema.strings import Strings, Truth
+from mechanex_jax.constraints.json_schema.strings import Strings
 
-_MOST_POSITIONS = 256
+_MAX_POSITIONS = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class KeyClass:
     name: str | None
 
 
-class Keys:
+class KeyClasses:
     """The classes of keys of an object, and a graph that tells them.
 
     Attributes:
@@ -40,24 +40,26 @@ class Keys:
 
     def __init__(self, strings: Strings, formulas: Sequence[Formula], names: Iterable[str], leaf: Callable[[str], Formula]):
         named = {leaf(name): name for name in names}
-        leaves = frozenset(named).union(*(formula.leaves for formula in formulas))
 
-        def decide(truth: Truth) -> KeyClass:
+        def decide(truth: Valuation) -> KeyClass:
             true = frozenset(i for i, formula in enumerate(formulas) if holds(formula, truth))
             return KeyClass(true, next((name for leaf, name in named.items() if truth(leaf)), None))
 
-        found, outcomes, _ = strings.graph(leaves, decide)
-        self.graph = found if isinstance(found, Graph) else string_bytes.of_chars(found)
-        self.classes = classes = cast(list[KeyClass], outcomes)
-        self.label_of = {key.name: label for label, key in enumerate(classes) if key.name is not None}
-        self.members = [sum(1 << label for label, key in enumerate(classes) if i in key.true) for i in range(len(formulas))]
+        classifier = strings.classify(sorted_leaves((*named, *formulas)), decide)
+        automaton = classifier.automaton
+        self.graph = automaton if isinstance(automaton, Graph) else string_bytes.of_chars(automaton)
+        self.classes = classifier.outcomes
+        self.label_of = {key.name: label for label, key in enumerate(self.classes) if key.name is not None}
+        self.members = [
+            sum(1 << label for label, key in enumerate(self.classes) if i in key.true) for i in range(len(formulas))
+        ]
 
 
 Positions = tuple[int, ...]
 
 
 class Order:
-    """In which order the names of an object may come.
+    """The order in which the names of an object may come.
 
     The names of one `properties` keyword come in its order. Different ones may be mixed in any way, as long as that takes few
     positions; the names of the first come before any other key. A name comes at most once.
@@ -74,9 +76,9 @@ class Order:
             # What an earlier chain puts the other way round may come at any time.
             shared = [name for name in chain if name in taken]
             for earlier in lists:
-                known = [earlier.index(name) for name in shared if name in earlier]
-                if known != sorted(known):
-                    for name in [name for name in shared if name in earlier]:
+                both = [name for name in shared if name in earlier]
+                if both != sorted(both, key=earlier.index):
+                    for name in both:
                         earlier.remove(name)
                         lists.append([name])
             taken.update(fresh)
@@ -85,10 +87,10 @@ class Order:
         lists = [names for names in lists if names]
         lists += [[name] for name in free if name not in taken]
         first = lists[:1]
-        while math.prod(len(names) + 1 for names in lists) > _MOST_POSITIONS and len(lists) > 1:
-            # The two shortest become one, in the order in which they were found.
-            short = sorted(sorted(range(len(lists)), key=lambda i: len(lists[i]))[:2])
-            lists[short[0]] = lists[short[0]] + lists.pop(short[1])
+        while math.prod(len(names) + 1 for names in lists) > _MAX_POSITIONS and len(lists) > 1:
+            # The two shortest become one, in the order in which they stand.
+            first_short, second_short = sorted(sorted(range(len(lists)), key=lambda i: len(lists[i]))[:2])
+            lists[first_short] = lists[first_short] + lists.pop(second_short)
         self.lists = lists
         self.closing = bool(chains) and bool(lists) and lists[0][: len(first[0])] == first[0]
         self.place = {name: (c, i) for c, names in enumerate(lists) for i, name in enumerate(names)}
@@ -101,7 +103,7 @@ class Order:
         chain, index = self.place[name]
         return (*at[:chain], index + 1, *at[chain + 1 :]) if at[chain] <= index else None
 
-    def passed(self, before: Positions, after: Positions) -> Iterable[str]:
+    def passed(self, before: Positions, after: Positions) -> Iterator[str]:
         """The names that can't come any more since then; the key itself is one of them."""
         for names, low, high in zip(self.lists, before, after, strict=True):
             yield from names[low:high]

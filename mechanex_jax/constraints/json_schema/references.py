@@ -1,11 +1,11 @@
-"""Places in schema documents: where references lead, and which draft's words count there."""
+"""Places in schema documents, the schemas to which their references lead, and the draft whose keywords count there."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jsonschema
 import jsonschema_specifications
@@ -15,13 +15,21 @@ import referencing.jsonschema
 
 from mechanex_jax.errors import ConstraintError
 
+if TYPE_CHECKING:
+    from referencing import Specification
+    from referencing._core import Resolved, Resolver
+    from referencing.jsonschema import Schema as AnySchema
+
+JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
+Schema: TypeAlias = "bool | Mapping[str, JsonValue]"
+
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
-_BY_PLACE = (*_REFERENCES, "$id", "$schema")  # a schema with one of these means what it means by where it stands
+_FIXING_WORDS = (*_REFERENCES, "$id", "$schema")  # what a schema with one of these means depends on where it stands
 
 
 @dataclasses.dataclass(frozen=True)
 class Dialect:
-    """What one draft does differently.
+    """A draft of JSON Schema.
 
     Attributes:
       number: 4, 6, 7, 2019 or 2020.
@@ -32,11 +40,17 @@ class Dialect:
     validator: Any
 
     @property
-    def specification(self) -> Any:
+    def specification(self) -> Specification[AnySchema]:
+        """referencing's description of it."""
         return referencing.jsonschema.specification_with(self.validator.META_SCHEMA["$schema"])
 
     @property
-    def lonely_references(self) -> bool:
+    def keywords(self) -> Container[str]:
+        """The keywords that assert something."""
+        return self.validator.VALIDATORS
+
+    @property
+    def ref_stands_alone(self) -> bool:
         """Whether the keywords beside `$ref` are ignored."""
         return self.number <= 7
 
@@ -49,18 +63,16 @@ DIALECTS = {
     "https://json-schema.org/draft/2020-12/schema": Dialect(2020, jsonschema.Draft202012Validator),
 }
 _NEWEST = DIALECTS["https://json-schema.org/draft/2020-12/schema"]
-
-
 _TOO_OLD = ("http://json-schema.org/draft-03/schema", "http://json-schema.org/draft-02/schema")
 
 
-def dialect_of(schema: Any, default: Dialect) -> Dialect:
+def dialect_of(schema: object, default: Dialect) -> Dialect:
     """The dialect that `$schema` names, the default if it names none that is known."""
     name = schema.get("$schema") if isinstance(schema, Mapping) else None
     return DIALECTS.get(name.rstrip("#"), default) if isinstance(name, str) else default
 
 
-def checked_dialect(schema: Any) -> Dialect:
+def checked_dialect(schema: Schema) -> Dialect:
     """The dialect of a whole document, checked against its metaschema.
 
     A document that names no dialect and is no draft 2020-12 schema may still be a draft-07 or draft-04 one (an array as
@@ -77,7 +89,7 @@ def checked_dialect(schema: Any) -> Dialect:
         choices = [dialect_of(schema, _NEWEST)]
     else:
         choices = [_NEWEST, *(DIALECTS[f"http://json-schema.org/draft-0{n}/schema"] for n in (7, 4))]
-    first: Exception | None = None
+    first: ConstraintError | None = None
     for dialect in choices:
         try:
             # Patterns are ECMA-262's, and checked as such when they are compiled; the default checker takes Python's.
@@ -91,7 +103,7 @@ def checked_dialect(schema: Any) -> Dialect:
     raise first or ConstraintError("json_schema is not a valid schema.")
 
 
-def pointer(path: Any) -> str:
+def pointer(path: Iterable[str | int]) -> str:
     """A JSON pointer as a fragment, for messages."""
     return "#" + "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
@@ -108,34 +120,38 @@ class Place:
       key: equal for places of equal meaning.
     """
 
-    schema: Any
-    resolver: Any
+    schema: Schema
+    resolver: Resolver[Any]
     dialect: Dialect
     path: str
     key: tuple
 
     def get(self, keyword: str, default: Any = None) -> Any:
-        return self.schema.get(keyword, default)
+        """A keyword's value; the metaschema has checked its type."""
+        return default if isinstance(self.schema, bool) else self.schema.get(keyword, default)
 
     def __contains__(self, keyword: str) -> bool:
-        return keyword in self.schema
+        return not isinstance(self.schema, bool) and keyword in self.schema
 
 
 class Documents:
-    """The documents of one compilation: the user's, and the metaschemas that come with jsonschema."""
+    """The documents of one compilation: the user's, and the metaschemas that come with jsonschema.
 
-    def __init__(self, schema: Any, dialect: Dialect):
-        self.root_schema = schema
+    Attributes:
+      root: the user's schema.
+    """
+
+    def __init__(self, schema: Schema, dialect: Dialect):
         resource = dialect.specification.create_resource(schema)
         base = resource.id() or ""
         registry = jsonschema_specifications.REGISTRY.with_resource(base, resource)
         self._movable: dict[int, bool] = {}
-        self._words = (*_BY_PLACE, "id") if dialect.number == 4 else _BY_PLACE
+        self._fixing_words = (*_FIXING_WORDS, "id") if dialect.number == 4 else _FIXING_WORDS
         text = json.dumps(schema)
         self._dynamic = '"$dynamicRef"' in text or '"$recursiveRef"' in text or '"$ref": "http' in text
         self.root = self._place(schema, registry.resolver(base_uri=base), dialect, "#")
 
-    def _place(self, schema: Any, resolver: Any, dialect: Dialect, path: str) -> Place:
+    def _place(self, schema: Schema, resolver: Resolver[Any], dialect: Dialect, path: str) -> Place:
         if self._is_movable(schema):
             key: tuple = (dialect.number, json.dumps(schema))
         else:
@@ -143,58 +159,51 @@ class Documents:
             key = (dialect.number, id(schema), resolver._base_uri, scope)
         return Place(schema, resolver, dialect, path, key)
 
-    def _is_movable(self, schema: Any) -> bool:
+    def _is_movable(self, schema: Schema | JsonValue) -> bool:
         """Whether a schema means the same anywhere."""
-        if not isinstance(schema, dict | list):
+        if not isinstance(schema, Mapping | list):
             return True
-        known = self._movable.get(id(schema))
-        if known is None:
-            if isinstance(schema, dict):
-                known = not any(word in schema for word in self._words) and all(map(self._is_movable, schema.values()))
-            else:
-                known = all(map(self._is_movable, schema))
-            self._movable[id(schema)] = known
-        return known
+        if id(schema) not in self._movable:
+            inner = schema.values() if isinstance(schema, Mapping) else schema
+            fixed = isinstance(schema, Mapping) and any(word in schema for word in self._fixing_words)
+            self._movable[id(schema)] = not fixed and all(map(self._is_movable, inner))
+        return self._movable[id(schema)]
 
     def child(self, place: Place, *steps: str | int) -> Place:
         """The subschema at `steps` below a place."""
-        schema = place.schema
+        schema: Any = place.schema
         for step in steps:
             schema = schema[step]
-        path = place.path + pointer(steps)[1:]
-        return self._at(schema, place.resolver, place.dialect, path)
-
-    def _at(self, schema: Any, resolver: Any, dialect: Dialect, path: str) -> Place:
-        dialect = dialect_of(schema, dialect)
-        if isinstance(schema, Mapping) and not (dialect.lonely_references and "$ref" in schema):
+        dialect, resolver = dialect_of(schema, place.dialect), place.resolver
+        if isinstance(schema, Mapping) and not (dialect.ref_stands_alone and "$ref" in schema):
             resolver = resolver.in_subresource(dialect.specification.create_resource(schema))
-        return self._place(schema, resolver, dialect, path)
+        return self._place(schema, resolver, dialect, place.path + pointer(steps)[1:])
 
-    def referred(self, place: Place) -> Iterator[Place]:
-        """What the references of a place lead to."""
+    def targets(self, place: Place) -> Iterator[Place]:
+        """The schemas to which the references of a place lead."""
         for word in _REFERENCES:
-            if word not in place or word not in place.dialect.validator.VALIDATORS:
+            if word not in place or word not in place.dialect.keywords:
                 continue
-            target, resolver = place.get(word), place.resolver
+            target = place.get(word)
             try:
                 if word == "$recursiveRef":
-                    found = referencing.jsonschema.lookup_recursive_ref(resolver)
+                    resolved = referencing.jsonschema.lookup_recursive_ref(place.resolver)
                 else:
-                    found = resolver.lookup(target)
+                    resolved = place.resolver.lookup(target)
             except (referencing.exceptions.Unresolvable, referencing.exceptions.NoSuchAnchor, KeyError, ValueError) as error:
                 raise ConstraintError(
                     f"{word} at {place.path} leads nowhere: {target!r} ({type(error).__name__}). Only this document and the "
                     "published metaschemas can be referred to; put the definition under $defs."
                 ) from None
-            if not isinstance(found.contents, bool | Mapping):
+            if not isinstance(resolved.contents, bool | Mapping):
                 raise ConstraintError(f"{word} at {place.path} leads to {target!r}, which is not a schema.")
-            yield self._place_found(found, place.dialect, str(target))
+            yield self._resolved_place(resolved, place.dialect, str(target))
 
-    def _place_found(self, found: Any, dialect: Dialect, path: str) -> Place:
+    def _resolved_place(self, resolved: Resolved[Any], dialect: Dialect, path: str) -> Place:
         # The document that a reference enters may name its own dialect.
         try:
-            outer = found.resolver.lookup(found.resolver._base_uri).contents
+            outer = resolved.resolver.lookup(resolved.resolver._base_uri).contents
         except referencing.exceptions.Unresolvable:
             outer = None
-        dialect = dialect_of(found.contents, dialect_of(outer, dialect))
-        return self._place(found.contents, found.resolver, dialect, path)
+        dialect = dialect_of(resolved.contents, dialect_of(outer, dialect))
+        return self._place(resolved.contents, resolved.resolver, dialect, path)

@@ -1,24 +1,21 @@
-"""What a schema asks of strings, values and keys alike, as automata over characters.
-
-Leaves: ("text", t) the string is t; ("length", n) it has at least n characters; ("pattern", p) it has a part that p matches;
-("format", name).
-"""
+"""Strings, values and keys alike, told apart by what a schema asks of them."""
 
 from __future__ import annotations
 
 import bisect
 import functools
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from mechanex_jax.constraints import regex
-from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, length, literals, minimise, product, trim
+from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, length, literals, minimise, product, to_bytes, trim
 from mechanex_jax.constraints.json_schema import formats, string_bytes
-from mechanex_jax.constraints.json_schema.formula import Formula, holds
-from mechanex_jax.constraints.json_schema.string_bytes import Graph
+from mechanex_jax.constraints.json_schema.classifiers import Classifier, Decision, Labels
+from mechanex_jax.constraints.json_schema.formula import Formula
 
-Truth = Callable[[Formula], bool]
+Outcome = TypeVar("Outcome", bound=Hashable)
 _LONG = 150
 
 
@@ -34,7 +31,7 @@ def is_everything(dfa: CharDfa) -> bool:
 
 
 class Strings:
-    """Classes of strings: those that formulas about strings can't tell apart."""
+    """The automata of leaves about strings, within limits."""
 
     def __init__(self, limits: CompileLimits):
         self.limits = limits
@@ -52,100 +49,76 @@ class Strings:
             return len(text) >= value
         return self.automaton(leaf).accepts(text)
 
-    def classes(self, leaves: Iterable[Formula], decide: Callable[[Truth], Hashable | None]) -> tuple[CharDfa, list[Hashable]]:
-        """All strings, told apart by what `decide` makes of the truth of the leaves.
+    def classify(self, leaves: Sequence[Formula], decide: Decision[Outcome]) -> Classifier[Outcome]:
+        """Tell strings apart by what `decide` makes of the truth of leaves.
+
+        Leaves: ("text", t), ("length", n), ("pattern", p), ("format", f): see `to_formula`.
 
         Returns:
-          A minimal automaton and the outcomes that its labels stand for; strings of outcome None are not accepted.
+          A minimal automaton that reads from behind the opening quote, up to and with the closing one if it is over bytes.
         """
-        texts, lengths, others, parts = self._parts(leaves)
-        outcomes: dict[Hashable, int] = {}
+        if leaves and all(leaf.args[0] == "text" for leaf in leaves):
+            classifier = _classify_texts(leaves, decide)
+            if classifier is not None:
+                return classifier
+        dfa, outcomes = self._classify_chars(leaves, decide)
+        as_written = any(leaf.args[0] != "length" for leaf in leaves)
+        if string_bytes.is_long(dfa):
+            return Classifier(dfa, outcomes, as_written)
+        graph = string_bytes.from_dfa(to_bytes(dfa, "json", b'"'))
+        return Classifier((string_bytes.as_written if as_written else string_bytes.minimal)(graph), outcomes, as_written)
 
-        def combine(labels: tuple[int, ...]) -> int:
-            true = set(self._true(labels, texts, lengths, others))
-            outcome = decide(true.__contains__)
-            return -1 if outcome is None else outcomes.setdefault(outcome, len(outcomes))
+    def _classify_chars(self, leaves: Sequence[Formula], decide: Decision[Outcome]) -> tuple[CharDfa, list[Outcome]]:
+        """The automaton over characters, and the outcomes by label."""
+        lengths = sorted((leaf for leaf in leaves if leaf.args[0] == "length"), key=lambda leaf: leaf.args[1])
+        automata, true_leaves = zip(*self._parts(leaves, lengths), strict=True)
+        labels = Labels(decide)
 
-        if len(parts) == 1 and (lengths or combine((-1,)) < 0):
+        def combine(ends: tuple[int, ...]) -> int:
+            true = {leaf for leaves_of, end in zip(true_leaves, ends, strict=True) for leaf in leaves_of(end)}
+            return labels.label(true.__contains__)
+
+        if len(automata) == 1 and (lengths or combine((-1,)) < 0):
             # Nothing to combine: only what the labels stand for.
-            (dfa,) = parts
-            known = {label: combine((label,)) for label in np.unique(dfa.label[1:]).tolist()}
-            label = np.array([-1, *(known[value] for value in dfa.label[1:].tolist())], np.int16)
+            (dfa,) = automata
+            fresh = {label: combine((label,)) for label in np.unique(dfa.label[1:]).tolist()}
+            label = np.array([-1, *(fresh[value] for value in dfa.label[1:].tolist())], np.int16)
             dfa = trim(CharDfa(dfa.bounds, dfa.classes, dfa.next, label, dfa.start))
         else:
-            dfa = product(parts, combine, self.limits)
+            dfa = product(automata, combine, self.limits)
         # What counts characters is long, and as good as minimal if its parts are.
-        return dfa if lengths and len(dfa.next) > _LONG else minimise(dfa), list(outcomes)
+        return dfa if lengths and len(dfa.next) > _LONG else minimise(dfa), labels.outcomes
 
-    def _parts(self, leaves: Iterable[Formula]) -> tuple[list[Formula], list[Formula], list[Formula], list[CharDfa]]:
-        leaves = sorted(leaves, key=lambda leaf: leaf.number)
+    def _parts(
+        self, leaves: Sequence[Formula], lengths: Sequence[Formula]
+    ) -> Iterable[tuple[CharDfa, Callable[[int], Sequence[Formula]]]]:
+        """Automata, each with the leaves that are true where it ends with a label."""
         texts = [leaf for leaf in leaves if leaf.args[0] == "text"]
-        lengths = sorted((leaf for leaf in leaves if leaf.args[0] == "length"), key=lambda leaf: leaf.args[1])
-        others = [leaf for leaf in leaves if leaf.args[0] in ("pattern", "format")]
-        parts = [literals({leaf.args[1]: i for i, leaf in enumerate(texts)})] if texts else []
-        if lengths or not leaves:
-            parts.append(_thresholds([leaf.args[1] for leaf in lengths]))
-        return texts, lengths, others, parts + [self.automaton(leaf) for leaf in others]
-
-    @staticmethod
-    def _true(labels: Sequence[int], texts: list[Formula], lengths: list[Formula], others: list[Formula]) -> Iterable[Formula]:
-        at = 0
         if texts:
-            if labels[0] >= 0:
-                yield texts[labels[0]]
-            at = 1
-        if lengths:
-            yield from lengths[: max(labels[at], 0)]
-            at += 1
-        for leaf, label in zip(others, labels[at:], strict=False):
-            if label >= 0:
-                yield leaf
-
-    def graph(
-        self, leaves: Iterable[Formula], decide: Callable[[Truth], Hashable | None]
-    ) -> tuple[Graph | CharDfa, list[Hashable], bool]:
-        """As `classes`, in bytes, or as an automaton over characters where that is long.
-
-        Returns:
-          The graph or the automaton, the outcomes, and whether it is spelt only as JSON writers do.
-        """
-        leaves = list(leaves)
-        if leaves and all(leaf.args[0] == "text" for leaf in leaves):
-            found = self._texts(leaves, decide)
-            if found is not None:
-                return *found, True
-        dfa, outcomes = self.classes(leaves, decide)
-        written = any(leaf.args[0] != "length" for leaf in leaves)
-        if string_bytes.is_long(dfa):
-            return dfa, outcomes, written
-        graph = string_bytes.of_chars(dfa) if written else _any_spelling(dfa)
-        return graph, outcomes, written
-
-    def _texts(self, leaves: list[Formula], decide: Callable[[Truth], Hashable | None]) -> tuple[Graph, list] | None:
-        """The quick way for sets of texts, None where it does not apply."""
-        outcomes: dict[Hashable, int] = {}
-
-        def label(true: Formula | None) -> int:
-            outcome = decide(lambda leaf: leaf is true)
-            return -1 if outcome is None else outcomes.setdefault(outcome, len(outcomes))
-
-        others = label(None)
-        if others >= 0 and not all(string_bytes.is_plain(leaf.args[1]) for leaf in leaves):
-            return None
-        labels = {leaf.args[1]: label(leaf) for leaf in leaves}
-        if others < 0:
-            labels = {text: value for text, value in labels.items() if value >= 0}
-        labels = {text: value for text, value in labels.items() if value != others}
-        graph = string_bytes.of_texts(labels, others)
-        # Where every text has its own label there is nothing to share.
-        return graph if len(set(labels.values())) == len(labels) else string_bytes.minimal(graph), list(outcomes)
+            yield literals({leaf.args[1]: i for i, leaf in enumerate(texts)}), lambda i: texts[i : i + 1] if i >= 0 else ()
+        if lengths or not leaves:
+            yield _thresholds([leaf.args[1] for leaf in lengths]), lambda count: lengths[: max(count, 0)]
+        for leaf in leaves:
+            if leaf.args[0] in ("pattern", "format"):
+                yield self.automaton(leaf), lambda label, leaf=leaf: (leaf,) if label >= 0 else ()
 
 
-def _any_spelling(dfa: CharDfa) -> Graph:
-    return string_bytes.minimal(string_bytes.from_dfa(string_bytes.to_bytes(dfa, "json", b'"')))
+def _classify_texts(leaves: Sequence[Formula], decide: Decision[Outcome]) -> Classifier[Outcome] | None:
+    """The quick way for sets of texts, None where it does not apply."""
+    labels = Labels(decide)
+    others = labels.label(lambda leaf: False)
+    if others >= 0 and not all(string_bytes.is_plain(leaf.args[1]) for leaf in leaves):
+        return None
+    by_text = {leaf.args[1]: labels.label(lambda other, leaf=leaf: other is leaf) for leaf in leaves}
+    by_text = {text: label for text, label in by_text.items() if label != others}
+    graph = string_bytes.of_texts(by_text, others)
+    # Where every text has its own label there is nothing to share.
+    if len(set(by_text.values())) < len(by_text):
+        graph = string_bytes.minimal(graph)
+    return Classifier(graph, labels.outcomes)
 
 
-def _thresholds(bounds: list[int]) -> CharDfa:
+def _thresholds(bounds: Sequence[int]) -> CharDfa:
     """Every string; the label is how many of the ascending bounds its length reaches."""
     dfa = length(0, None)
     last = bounds[-1] if bounds else 0
@@ -153,12 +126,3 @@ def _thresholds(bounds: list[int]) -> CharDfa:
     table[1:, 1] = np.minimum(np.arange(2, last + 3), last + 1)
     label = np.array([-1, *(bisect.bisect_right(bounds, n) for n in range(last + 1))], np.int16)
     return CharDfa(dfa.bounds, dfa.classes, table, label, 1)
-
-
-def decide_goals(must: Formula, goals: Sequence[Formula]) -> Callable[[Truth], tuple[bool, ...] | None]:
-    """The truth of the goals, None where `must` does not hold."""
-
-    def decide(truth: Truth) -> tuple[bool, ...] | None:
-        return tuple([holds(goal, truth) for goal in goals]) if holds(must, truth) else None
-
-    return decide

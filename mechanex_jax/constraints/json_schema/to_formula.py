@@ -3,16 +3,18 @@
 Leaves about members of an object and items of an array name the formula that the part has to satisfy; the schemas of parts are
 only looked at when such a part is read, so recursion ends here.
 
-| leaf | true of |
-|---|---|
-| ("text", t), ("length", n), ("pattern", p), ("format", f) | strings, see `schema_strings` |
-| ("below", b), ("equal", b), ("multiple", d), ("plain",) | numbers below b, equal to b, multiples of d, without `.` and `e` |
-| ("member", key, goal, chain) | objects: every member whose key satisfies `key` has a value that satisfies `goal` |
-| ("has", name), ("members", n) | objects with that key, with at least n members |
-| ("items", low, high, goal) | arrays: the items low .. high - 1 satisfy `goal`; high None is all the rest |
-| ("contains", goal, n), ("count", n) | arrays with at least n items that satisfy `goal`, n items |
-| ("unique", seen) | arrays whose items differ from each other and from those seen |
-| ("schema", key) | what the schema of that key is true of |
+| leaf | true of | decided in |
+|---|---|---|
+| ("below", b), ("equal", b) | numbers below b, equal to b | `numbers` |
+| ("multiple", d), ("plain",) | multiples of d; numbers without `.` and `e` | `numbers` |
+| ("text", t), ("length", n) | the string t; strings with at least n characters | `strings` |
+| ("pattern", p), ("format", f) | strings with a part that p matches; strings of that format | `strings` |
+| ("member", key, goal, chain) | objects: every member whose key satisfies `key` has a value that satisfies `goal` | `objects` |
+| ("has", name), ("members", n) | objects with that key, with at least n members | `objects` |
+| ("items", low, high, goal) | arrays: the items low .. high - 1 satisfy `goal`; high None is all the rest | `arrays` |
+| ("contains", goal, n), ("count", n) | arrays with at least n items that satisfy `goal`, n items | `arrays` |
+| ("unique", seen, path) | arrays whose items differ from each other and from those seen | `arrays` |
+| ("schema", key) | the values of which the schema of that key is true | `Translator.expand` |
 """
 
 from __future__ import annotations
@@ -20,42 +22,48 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mechanex_jax.constraints.json_schema import formula as types
-from mechanex_jax.constraints.json_schema.formula import Formula, Formulas
-from mechanex_jax.constraints.json_schema.references import Documents, Place
+from mechanex_jax.constraints.json_schema.formula import ARRAY, FALSE, NULL, NUMBER, OBJECT, STRING, TRUE, Formula, Formulas
+from mechanex_jax.constraints.json_schema.numbers import exact
+from mechanex_jax.constraints.json_schema.references import Documents, JsonValue, Place
 from mechanex_jax.constraints.json_schema.strings import Strings
 from mechanex_jax.errors import ConstraintError
 
-Keyword = Callable[["Compiler", Place, Any], Formula]
-KEYWORDS: dict[str, Keyword] = {}  # in the order in which they are compiled
-REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+# The formula of a keyword, from the place where it stands and its value, whose type the metaschema has checked.
+Keyword = Callable[["Translator", Place, Any], Formula]
+KEYWORDS: dict[str, Keyword] = {}  # in the order in which they are translated
 
 
-def keyword(*names: str) -> Callable[[Keyword], Keyword]:
-    """Register the meaning of keywords: a function of the compiler, the place and the keyword's value."""
+def keyword(name: str) -> Callable[[Keyword], Keyword]:
+    """Register the function that translates a keyword."""
 
     def register(function: Keyword) -> Keyword:
-        for name in names:
-            KEYWORDS[name] = function
+        KEYWORDS[name] = function
         return function
 
     return register
 
 
-class Compiler:
-    """The formulas of the schemas of a document."""
+class Translator:
+    """Translates the schemas of a document to formulas.
+
+    Attributes:
+      documents: where the schemas stand.
+      strings: the automata of leaves about strings.
+      formulas: all that were made.
+      chains: orders of names, one for each `properties` keyword and each object among constants.
+    """
 
     def __init__(self, documents: Documents, strings: Strings):
         self.documents, self.strings = documents, strings
         self.formulas = Formulas()
-        self.chains: list[tuple[str, ...]] = []  # names in the order of a `properties` keyword
+        self.chains: list[tuple[str, ...]] = []
         self._chain_numbers: dict[tuple[str, ...], int] = {}
         self._places: dict[tuple, Place] = {}
         self._done: dict[tuple, Formula] = {}
         self._active: dict[tuple, str] = {}
 
     def formula(self, place: Place) -> Formula:
-        """What a schema asks of a value.
+        """Translate a schema: the formula of the values that it allows.
 
         Raises:
           ConstraintError: a reference that leads back to the schema itself, or something that can't be expressed.
@@ -78,21 +86,19 @@ class Compiler:
         return formula
 
     def _parts(self, place: Place) -> Iterator[Formula]:
-        lonely = place.dialect.lonely_references and "$ref" in place
-        if not lonely:
-            known = place.dialect.validator.VALIDATORS
-            for word, meaning in KEYWORDS.items():
-                if word in place and word in known:
-                    yield meaning(self, place, place.get(word))
-        for target in self.documents.referred(place):
+        if not (place.dialect.ref_stands_alone and "$ref" in place):
+            for word, translate in KEYWORDS.items():
+                if word in place and word in place.dialect.keywords:
+                    yield translate(self, place, place.get(word))
+        for target in self.documents.targets(place):
             yield self.formula(target)
 
     def below(self, place: Place, *steps: str | int) -> Formula:
-        """What the subschema at `steps` asks of the same value."""
+        """The formula of the subschema at `steps`, of the same value."""
         return self.formula(self.documents.child(place, *steps))
 
     def later(self, place: Place, *steps: str | int) -> Formula:
-        """What the subschema at `steps` asks of a part of the value: not looked at yet."""
+        """The formula of the subschema at `steps`, of a part of the value: a leaf, not looked at yet."""
         child = self.documents.child(place, *steps)
         if isinstance(child.schema, bool):
             return self.formulas.constant(child.schema)
@@ -113,11 +119,16 @@ class Compiler:
 
     # -- Leaves ------------------------------------------------------------------------------------------------------------
 
-    def at_least(self, name: str, number: Any, *before: Formula) -> Formula:
+    def at_least(self, name: str, number: float, *before: Formula) -> Formula:
         """The leaf of a count: true if there are `number` or more."""
         return self.formulas.leaf(name, *before, int(number)) if number >= 1 else self.formulas.true
 
+    def at_most(self, name: str, number: float, *before: Formula) -> Formula:
+        """True if there are no more than `number`."""
+        return self.formulas.negation(self.at_least(name, number + 1, *before))
+
     def text(self, text: str) -> Formula:
+        """The leaf of one string."""
         return self.formulas.leaf("text", text)
 
     def member(self, key: Formula, goal: Formula, chain: int = -1) -> Formula:
@@ -127,48 +138,49 @@ class Compiler:
         return self.formulas.leaf("member", key, goal, chain)
 
     def items(self, low: int, high: int | None, goal: Formula) -> Formula:
+        """The items from `low` up to `high`, without it, satisfy `goal`."""
         if goal is self.formulas.true or low == high:
             return self.formulas.true
         return self.formulas.leaf("items", low, high, goal)
 
     def has(self, name: str) -> Formula:
+        """The object has a member of that name."""
         return self.formulas.leaf("has", name)
 
-    def given_object(self, *formulas: Formula) -> Formula:
-        return self.formulas.given(types.OBJECT, self.formulas.all(formulas))
+    def if_number(self, formula: Formula) -> Formula:
+        return self.formulas.if_type(NUMBER, formula)
 
-    def given_array(self, *formulas: Formula) -> Formula:
-        return self.formulas.given(types.ARRAY, self.formulas.all(formulas))
+    def if_string(self, formula: Formula) -> Formula:
+        return self.formulas.if_type(STRING, formula)
 
-    def equal(self, value: Any) -> Formula:
+    def if_object(self, *formulas: Formula) -> Formula:
+        return self.formulas.if_type(OBJECT, self.formulas.all(formulas))
+
+    def if_array(self, *formulas: Formula) -> Formula:
+        return self.formulas.if_type(ARRAY, self.formulas.all(formulas))
+
+    def equal(self, value: JsonValue) -> Formula:
         """The formula of one JSON value."""
-        return _equal(self, value)
+        f = self.formulas
+        if value is None:
+            return f.type(NULL)
+        if isinstance(value, bool):
+            return f.type(TRUE if value else FALSE)
+        if isinstance(value, int | float):
+            return f.all((f.type(NUMBER), f.leaf("equal", exact(value))))
+        if isinstance(value, str):
+            return f.all((f.type(STRING), self.text(value)))
+        if isinstance(value, list):
+            parts = [self.items(i, i + 1, self.equal(item)) for i, item in enumerate(value)]
+            count, bits = "count", ARRAY
+        else:
+            chain = self.chain(tuple(value))
+            parts = [self.member(self.text(name), self.equal(item), chain) for name, item in value.items()]
+            parts += map(self.has, value)
+            count, bits = "members", OBJECT
+        return f.all((f.type(bits), *parts, self.at_least(count, len(value)), self.at_most(count, len(value))))
 
-    def refuse(self, place: Place, word: str, reason: str) -> ConstraintError:
-        """The error about a keyword that can't be expressed."""
-        return ConstraintError(f"{word} at {place.path} cannot be held exactly: {reason}. Leave it out or simplify it.")
 
-
-def _equal(compiler: Compiler, value: Any) -> Formula:
-    from mechanex_jax.constraints.json_schema.numbers import exact
-
-    formulas = compiler.formulas
-    if value is None:
-        return formulas.type(types.NULL)
-    if isinstance(value, bool):
-        return formulas.type(types.TRUE if value else types.FALSE)
-    if isinstance(value, int | float):
-        return formulas.all((formulas.type(types.NUMBER), formulas.leaf("equal", exact(value))))
-    if isinstance(value, str):
-        return formulas.all((formulas.type(types.STRING), compiler.text(value)))
-    size = len(value)
-    if isinstance(value, list):
-        parts = [compiler.items(i, i + 1, compiler.equal(item)) for i, item in enumerate(value)]
-        count, bits = "count", types.ARRAY
-    else:
-        chain = compiler.chain(tuple(value))
-        parts = [compiler.member(compiler.text(name), compiler.equal(item), chain) for name, item in value.items()]
-        parts += [compiler.has(name) for name in value]
-        count, bits = "members", types.OBJECT
-    limits = [compiler.at_least(count, size), formulas.negation(compiler.at_least(count, size + 1))]
-    return formulas.all((formulas.type(bits), *parts, *limits))
+def refusal(place: Place, word: str, reason: str) -> ConstraintError:
+    """The error about a keyword that can't be expressed."""
+    return ConstraintError(f"{word} at {place.path} cannot be held exactly: {reason}. Leave it out or simplify it.")

@@ -1,0 +1,94 @@
+"""Numbers and strings: one automaton for all that is asked of the value, copied where it is read, or called if it is large."""
+
+from __future__ import annotations
+
+from mechanex_jax.constraints.json_schema import numbers, string_bytes
+from mechanex_jax.constraints.json_schema.classifiers import Classifier, Valuation
+from mechanex_jax.constraints.json_schema.formula import Formula, holds, signature, sorted_leaves
+from mechanex_jax.constraints.json_schema.rules import MAX_LABELS, Rules
+from mechanex_jax.constraints.json_schema.steps import Continuation, Goals, Truths
+from mechanex_jax.constraints.json_schema.string_bytes import Chains, Graph
+from mechanex_jax.constraints.json_schema.strings import Strings
+from mechanex_jax.constraints.json_schema.to_automaton import ValueReader
+
+_MAX_INLINE = 24  # states up to which an automaton is copied where it is read, rather than called
+
+# Automata kept between compilations: most schemas ask for the same few.
+_SHARED: dict[tuple[str, tuple], Classifier[Truths]] = {}
+_MAX_SHARED = 1024
+_MAX_SHARED_STATES = 1000
+
+
+class Scalars:
+    """The readers of numbers and strings of one schema."""
+
+    def __init__(self, strings: Strings, rules: Rules):
+        self._strings, self._rules, self._builder = strings, rules, rules.builder
+        self._chains = Chains(rules.builder)
+        self._classifiers: dict[tuple[str, Formula, Goals], Classifier[Truths]] = {}
+
+    def read_number(self, values: ValueReader, source: int, must: Formula, goals: Goals, then: Continuation) -> None:
+        """Read a number; where it may end, its state also is the state that comes next."""
+        classifier = self._classifier("number", must, goals)
+
+        def copy(source: int, then: Continuation) -> None:
+            graph, rule = classifier.automaton, self._builder.states[source].rule
+            assert isinstance(graph, Graph)
+            following = [then(truths) for truths in classifier.outcomes]
+            states = [self._builder.state(rule) for _ in graph.edges]
+            states[graph.start] = source
+            for node, edges in enumerate(graph.edges):
+                for mask, target in edges:
+                    self._builder.edge(states[node], mask, states[target])
+                label = graph.ends[node]
+                if label >= 0 and (state := following[label]) is not None:
+                    self._rules.alias(states[node], state)
+
+        if classifier.size <= _MAX_INLINE:
+            copy(source, then)
+        else:
+            self._rules.call_reader(source, "number", must, goals, copy, then)
+
+    def read_string(self, values: ValueReader, source: int, must: Formula, goals: Goals, then: Continuation) -> None:
+        """Read a string with its quotes."""
+        classifier = self._classifier("string", must, goals)
+        automaton = classifier.automaton
+
+        def copy(source: int, then: Continuation) -> None:
+            rule = self._builder.states[source].rule
+            ends = {label: state for label, truths in enumerate(classifier.outcomes) if (state := then(truths)) is not None}
+            if isinstance(automaton, Graph):
+                start = string_bytes.copy(self._builder, rule, automaton, ends)
+            elif automaton.start:
+                start = self._chains.copy(rule, automaton, ends, classifier.as_written)
+            else:
+                return
+            self._builder.edge(source, 1 << ord('"'), start)
+
+        # A rule has few labels: where there are more outcomes, the copies go on without them.
+        if isinstance(automaton, Graph) and (classifier.size <= _MAX_INLINE or len(classifier.outcomes) > MAX_LABELS):
+            copy(source, then)
+        else:
+            self._rules.call_reader(source, "string", must, goals, copy, then)
+
+    def _classifier(self, kind: str, must: Formula, goals: Goals) -> Classifier[Truths]:
+        """The automaton of the numbers or strings for which `must` holds, with the truths of the goals."""
+        known = self._classifiers.get((kind, must, goals))
+        if known is None:
+            key = (kind, signature((must, *goals)))
+            known = _SHARED.get(key) or self._build(kind, must, goals)
+            if key not in _SHARED and known.size < _MAX_SHARED_STATES:
+                if len(_SHARED) >= _MAX_SHARED:
+                    del _SHARED[next(iter(_SHARED))]
+                _SHARED[key] = known
+            self._classifiers[kind, must, goals] = known
+        return known
+
+    def _build(self, kind: str, must: Formula, goals: Goals) -> Classifier[Truths]:
+        def decide(valuation: Valuation) -> Truths | None:
+            return tuple([holds(goal, valuation) for goal in goals]) if holds(must, valuation) else None
+
+        leaves = sorted_leaves((must, *goals))
+        if kind == "number":
+            return numbers.classify(leaves, decide, self._strings.limits)
+        return self._strings.classify(leaves, decide)
