@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from mechanex_jax.constraints.json_schema.formula import STRING, Formula
 from mechanex_jax.constraints.json_schema.keywords import pattern_formula
-from mechanex_jax.constraints.json_schema.references import JsonValue, Place
+from mechanex_jax.constraints.json_schema.references import Place
 from mechanex_jax.constraints.json_schema.to_formula import Translator, keyword
+from mechanex_jax.storage.json_values import JsonValue
 
 # -- Objects -------------------------------------------------------------------------------------------------------------------
 

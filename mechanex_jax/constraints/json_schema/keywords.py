@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from mechanex_jax.constraints.json_schema import formats, numbers
 from mechanex_jax.constraints.json_schema.formula import ARRAY, BOOLEAN, NULL, NUMBER, OBJECT, STRING, Formula
-from mechanex_jax.constraints.json_schema.references import JsonValue, Place
+from mechanex_jax.constraints.json_schema.references import Place
 from mechanex_jax.constraints.json_schema.strings import is_everything
 from mechanex_jax.constraints.json_schema.to_formula import Translator, keyword, refusal
 from mechanex_jax.constraints.regex import lookaround
 from mechanex_jax.errors import ConstraintError
+from mechanex_jax.storage.json_values import JsonValue
 
 _TYPES = {"null": NULL, "boolean": BOOLEAN, "number": NUMBER, "string": STRING, "object": OBJECT, "array": ARRAY}
 

@@ -14,13 +14,13 @@ import referencing.exceptions
 import referencing.jsonschema
 
 from mechanex_jax.errors import ConstraintError
+from mechanex_jax.storage.json_values import JsonValue
 
 if TYPE_CHECKING:
     from referencing import Specification
     from referencing._core import Resolved, Resolver
     from referencing.jsonschema import Schema as AnySchema
 
-JsonValue: TypeAlias = "bool | int | float | str | list[JsonValue] | dict[str, JsonValue] | None"
 Schema: TypeAlias = "bool | Mapping[str, JsonValue]"
 
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")

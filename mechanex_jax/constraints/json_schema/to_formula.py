@@ -24,9 +24,10 @@ from typing import Any
 
 from mechanex_jax.constraints.json_schema.formula import ARRAY, FALSE, NULL, NUMBER, OBJECT, STRING, TRUE, Formula, Formulas
 from mechanex_jax.constraints.json_schema.numbers import exact
-from mechanex_jax.constraints.json_schema.references import Documents, JsonValue, Place
+from mechanex_jax.constraints.json_schema.references import Documents, Place
 from mechanex_jax.constraints.json_schema.strings import Strings
 from mechanex_jax.errors import ConstraintError
+from mechanex_jax.storage.json_values import JsonValue
 
 # The formula of a keyword, from the place where it stands and its value, whose type the metaschema has checked.
 Keyword = Callable[["Translator", Place, Any], Formula]

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from mechanex_jax.constraints.json_schema.applicators import listed_keys
 from mechanex_jax.constraints.json_schema.formula import Formula, holds
-from mechanex_jax.constraints.json_schema.references import JsonValue, Place
+from mechanex_jax.constraints.json_schema.references import Place
 from mechanex_jax.constraints.json_schema.to_formula import Translator, keyword, refusal
+from mechanex_jax.storage.json_values import JsonValue
 
 _MAX_VARIED = 8  # choices are tried in all combinations
 
