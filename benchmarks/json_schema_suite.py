@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mechanex_jax.constraints import json_schema
-from mechanex_jax.constraints.automata.pushdown import Matcher
+from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.errors import ConstraintError
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import Matcher, PushdownAutomaton
+from mechanex_jax.constraints.automata.matcher import Matcher
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.token_index.build import Tables
 from mechanex_jax.constraints.token_index.trie import ranges, tries_of
 from mechanex_jax.constraints.token_index.trie_walk import Moves, Walker

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import Matcher, PushdownAutomaton, byte_mask
+from mechanex_jax.constraints.automata.byte_dfa import byte_mask
+from mechanex_jax.constraints.automata.matcher import Matcher
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from mechanex_jax.constraints.automata.pushdown import Matcher, PushdownAutomaton
+from mechanex_jax.constraints.automata.matcher import Matcher
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 
 # jsonschema divides: walks may write numbers of many digits.
 decimal.getcontext().prec = 3000

@@ -1,4 +1,4 @@
-"""Deterministic automata over code points: building, combining, minimising, and spelling them out in bytes."""
+"""Deterministic finite automata over code points: construction, Boolean operations, minimization."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from mechanex_jax.constraints.automata import charset as char_sets
-from mechanex_jax.constraints.automata.encoding import Symbols
 from mechanex_jax.constraints.automata.minimize import coarsest
-from mechanex_jax.constraints.automata.pushdown import Dfa, mask_flags
 from mechanex_jax.errors import ConstraintError
 
 DEAD = 0
@@ -302,47 +300,3 @@ def intersection(*automata: CharDfa, limits: CompileLimits = DEFAULT_LIMITS) -> 
 def complement(dfa: CharDfa) -> CharDfa:
     """Texts that it does not accept, label 0; minimal."""
     return minimise(product([dfa], lambda labels: -1 if labels[0] >= 0 else 0))
-
-
-# -- Bytes ---------------------------------------------------------------------------------------------------------------------
-
-
-def to_bytes(dfa: CharDfa, spelling: str = "utf8", close: bytes | None = None) -> Dfa:
-    """Spell out every character in bytes.
-
-    States 1 .. S - 1 keep their numbers; states inside a character follow, and after them, with `close`, the ends.
-
-    Args:
-      dfa: any.
-      spelling: "utf8"; or "json", the inside of a JSON string, each character in every legal way (as it is, two-character
-        escapes, `\\uXXXX` with digits of either case, pairs of them for characters above U+FFFF).
-      close: one byte that is part of the language and ends it, for "json" the quote; the labels then stand behind it.
-    """
-    symbols = Symbols(dfa.bounds, dfa.classes, dfa.next, spelling)
-    count = len(dfa.next)
-    table, masks, size = symbols.expand(count)
-    label = np.full(size, -1, np.int16)
-    label[:count] = dfa.label
-    if close is not None:
-        (byte,) = close
-        masks = {**masks, 1 << byte: masks.get(1 << byte, len(masks))}
-    flags = mask_flags(masks)
-    columns, classes = np.unique(flags, axis=1, return_inverse=True)
-    classes = classes.reshape(256)
-    rows = np.zeros((size, columns.shape[1]), np.int32)
-    for states, mask, targets in table:
-        for column in np.flatnonzero(columns[masks[mask]]):
-            rows[states, column] = targets
-    if close is not None:
-        rows, label = _closed(rows, label, int(classes[byte]))
-    return Dfa(classes.astype(np.uint8), rows, label, dfa.start)
-
-
-def _closed(rows: np.ndarray, label: np.ndarray, column: int) -> tuple[np.ndarray, np.ndarray]:
-    found = np.unique(label[label >= 0])
-    ends = np.flatnonzero(label >= 0)
-    if rows[ends, column].any():
-        raise ConstraintError("The closing byte is a character of the text too; it can only close JSON strings.")
-    rows[ends, column] = len(rows) + np.searchsorted(found, label[ends])
-    rows = np.concatenate([rows, np.zeros((len(found), rows.shape[1]), np.int32)])
-    return rows, np.concatenate([np.full(len(label), -1, np.int16), found.astype(np.int16)])

@@ -11,7 +11,10 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
+from mechanex_jax.constraints.automata.byte_dfa import ByteDfa
+from mechanex_jax.constraints.automata.dfa import CharDfa
 from mechanex_jax.constraints.automata.minimize import unique_rows
+from mechanex_jax.errors import ConstraintError
 
 # Node: its edges (byte mask, child). Child >= 0 is a node, child < 0 the end of a character of class `~child`.
 Edge = tuple[int, int]
@@ -167,8 +170,8 @@ class Symbols:
             known.append((self.ids.setdefault(content, len(self.ids)), tuple(names)) if found else None)
         return merge(self.tree.root)
 
-    def expand(self, count: int) -> tuple[list[tuple[np.ndarray, int, np.ndarray]], dict[int, int], int]:
-        """Edges as (states, byte mask, targets), the masks numbered, and how many states there are."""
+    def expand(self, count: int) -> tuple[list[tuple[np.ndarray, int, np.ndarray]], int]:
+        """Edges as (states, byte mask, targets), and how many states there are: `count` and those inside characters."""
         contents = list(self.ids)
         waiting: list[list[tuple[np.ndarray, int, np.ndarray]]] = [[] for _ in contents]
         out: list[tuple[np.ndarray, int, np.ndarray]] = []
@@ -197,4 +200,40 @@ class Symbols:
             for mask, child, used in contents[symbol]:
                 emit(states, mask, child, rows[:, list(used)])
             count += len(rows)
-        return out, {mask: i for i, mask in enumerate(dict.fromkeys(mask for _, mask, _ in out))}, count
+        return out, count
+
+
+def to_bytes(dfa: CharDfa, encoding: str = "utf8", close: bytes | None = None) -> ByteDfa:
+    """Spell out every character in bytes.
+
+    State 0 is dead, states 1 .. S - 1 keep their numbers; states inside a character follow, and after them, with `close`, the
+    ends.
+
+    Args:
+      dfa: any.
+      encoding: "utf8"; or "json", the inside of a JSON string, each character in every legal way (as it is, two-character
+        escapes, `\\uXXXX` with digits of either case, pairs of them for characters above U+FFFF).
+      close: one byte that is part of the language and ends it, for "json" the quote; the labels then stand behind it.
+    """
+    symbols = Symbols(dfa.bounds, dfa.classes, dfa.next, encoding)
+    expanded, size = symbols.expand(len(dfa.next))
+    edges: list[list[tuple[int, int]]] = [[] for _ in range(size)]
+    for states, mask, targets in expanded:
+        for state, target in zip(states.tolist(), targets.tolist(), strict=True):
+            edges[state].append((mask, target))
+    labels = [*dfa.label.tolist(), *[-1] * (size - len(dfa.next))]
+    encoded = ByteDfa(edges, labels, dfa.start)
+    if close is not None:
+        _close(encoded, 1 << close[0])
+    return encoded
+
+
+def _close(dfa: ByteDfa, closing: int) -> None:
+    """Let every text be followed by a closing byte, and the labels stand behind it."""
+    accepting = [state for state, label in enumerate(dfa.labels) if label >= 0]
+    ends = {label: dfa.state(label) for label in sorted({dfa.labels[state] for state in accepting})}
+    for state in accepting:
+        if any(mask & closing for mask, _ in dfa.edges[state]):
+            raise ConstraintError("The closing byte is a character of the text too; it can only close JSON strings.")
+        dfa.edges[state].append((closing, ends[dfa.labels[state]]))
+        dfa.labels[state] = -1

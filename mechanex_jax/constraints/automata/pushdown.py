@@ -20,43 +20,10 @@ empty stack at a state that ends the root rule.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 import numpy as np
 
 DEAD = 0
-ALL_BYTES = (1 << 256) - 1
-
-
-def byte_mask(values: Iterable[int]) -> int:
-    """A set of bytes as an integer, bit b standing for byte b."""
-    mask = 0
-    for value in values:
-        mask |= 1 << value
-    return mask
-
-
-def mask_flags(masks: Iterable[int]) -> np.ndarray:
-    """bool [N, 256] of N byte sets."""
-    packed = b"".join(mask.to_bytes(32, "little") for mask in masks)
-    return np.unpackbits(np.frombuffer(packed, np.uint8).reshape(-1, 32), axis=1, bitorder="little").astype(bool)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Dfa:
-    """A complete DFA over bytes. State 0 is dead.
-
-    Attributes:
-      classes: uint8 [256], bytes that no state tells apart share a class.
-      next: int32 [S, C].
-      label: int16 [S], -1 where the text may not end; other values say which of several languages it belongs to.
-      start: a state; 0 if the language is empty.
-    """
-
-    classes: np.ndarray
-    next: np.ndarray
-    label: np.ndarray
-    start: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -84,48 +51,3 @@ class PushdownAutomaton:
     rule: np.ndarray
     names: tuple[str, ...]
     start: int
-
-
-class Matcher:
-    """One text's way through an automaton, byte by byte, on the host. The definition that everything else is tested against."""
-
-    def __init__(self, pushdown: PushdownAutomaton):
-        self.pushdown, self.state, self.stack = pushdown, pushdown.start, ()
-
-    def copy(self) -> Matcher:
-        other = Matcher(self.pushdown)
-        other.state, other.stack = self.state, self.stack
-        return other
-
-    def feed(self, data: bytes) -> bool:
-        """Read `data`; False, for good, once no continuation can be accepted."""
-        net = self.pushdown
-        for byte in data:
-            column, consumed = net.classes[byte], False
-            while self.state != DEAD and not consumed:
-                target = int(net.target[self.state, column])
-                if target != DEAD:
-                    if net.push[self.state, column] >= 0:
-                        self.stack = (*self.stack, int(net.push[self.state, column]))
-                    consumed = not net.stay[self.state, column]
-                    self.state = target
-                else:
-                    self._pop()
-            if self.state == DEAD:
-                return False
-        return self.state != DEAD
-
-    def _pop(self) -> None:
-        label = int(self.pushdown.label[self.state])
-        if label < 0 or not self.stack:
-            self.state = DEAD
-        else:
-            self.state = int(self.pushdown.returns[self.stack[-1], label])
-            self.stack = self.stack[:-1]
-
-    def accepts(self) -> bool:
-        """Whether the text may end here."""
-        end = self.copy()
-        while end.stack and end.state != DEAD:
-            end._pop()
-        return end.state != DEAD and self.pushdown.label[end.state] >= 0

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.pushdown import DEAD, Dfa, PushdownAutomaton, byte_mask, mask_flags
+from mechanex_jax.constraints.automata.byte_dfa import ByteDfa, byte_mask, mask_flags
+from mechanex_jax.constraints.automata.pushdown import DEAD, PushdownAutomaton
 from mechanex_jax.errors import ConstraintError
 
 
@@ -64,36 +65,24 @@ class Builder:
         """On any byte that `rule` can begin with, call it; go on at `returns[label]`. A label left out is not allowed."""
         self.states[source].calls.append((rule, dict(returns)))
 
-    def copy(self, rule: int, dfa: Dfa, into: Mapping[int, int] | None = None) -> int:
+    def copy(self, rule: int, dfa: ByteDfa, into: Mapping[int, int] | None = None) -> int:
         """Copy the states of a DFA into `rule`; returns the copy of its start.
 
         Args:
           rule: their new rule.
-          dfa: any; a start of 0 gives a state without edges.
-          into: label -> state that stands in for every accepting state of that label, for a language of which no text is the
-            beginning of another; None keeps the labels.
+          dfa: with `into`, one whose accepting states have no edges.
+          into: label -> state that stands in for every accepting state of that label; a label left out is not allowed. None
+            keeps the labels.
         """
-        count, columns = dfa.next.shape
-        flags = dfa.classes[None, :] == np.arange(columns)[:, None]
-        packed = np.packbits(flags, axis=1, bitorder="little")
-        masks = [int.from_bytes(row.tobytes(), "little") for row in packed]
-        names: dict[int, int] = {}
-        for state in range(1, count):
-            end = int(dfa.label[state])
-            if into is not None and end >= 0 and end in into:
-                names[state] = into[end]
-            else:
-                names[state] = self.state(rule, end)
-        for state in range(1, count):
-            if into is not None and dfa.label[state] >= 0:
-                continue
-            by_target: dict[int, int] = {}
-            for column in np.flatnonzero(dfa.next[state]):
-                target = int(dfa.next[state, column])
-                by_target[target] = by_target.get(target, 0) | masks[column]
-            for target, mask in by_target.items():
-                self.edge(names[state], mask, names[target])
-        return names[dfa.start] if dfa.start else self.state(rule)
+        if into is None:
+            copies = [self.state(rule, label) for label in dfa.labels]
+        else:
+            copies = [self.state(rule) if label < 0 else into.get(label, -1) for label in dfa.labels]
+        for state, edges in zip(copies, dfa.edges, strict=True):
+            for mask, target in edges:
+                if copies[target] >= 0:
+                    self.edge(state, mask, copies[target])
+        return copies[dfa.start]
 
     def finish(self, root: int, labels: Iterable[int] = (0,)) -> PushdownAutomaton:
         """The automaton that accepts what `root` ends with one of `labels`.

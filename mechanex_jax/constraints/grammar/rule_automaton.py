@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.dfa import DEAD, CharDfa, to_bytes, useful
-from mechanex_jax.constraints.automata.encoding import SpellingTree
+from mechanex_jax.constraints.automata.dfa import DEAD, CharDfa, useful
+from mechanex_jax.constraints.automata.encoding import SpellingTree, to_bytes
 from mechanex_jax.constraints.automata.minimize import coarsest
 from mechanex_jax.constraints.automata.nfa import Columns
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
@@ -64,7 +64,7 @@ class Automaton:
         table = block[table[first]]
         width = columns.count
         dfa = CharDfa(columns.bounds, columns.classes, table[:, :width], label[first], int(block[1]))
-        base = len(builder.states) - 1
+        base = len(builder.states)
         builder.starts[rule] = builder.copy(rule, to_bytes(dfa))
         for state in range(1, len(table)):
             targets: dict[int, dict[int, int]] = {}

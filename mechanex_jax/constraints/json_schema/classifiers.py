@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
+from mechanex_jax.constraints.automata.byte_dfa import ByteDfa
 from mechanex_jax.constraints.automata.dfa import CharDfa
 from mechanex_jax.constraints.json_schema.formula import Formula
-from mechanex_jax.constraints.json_schema.string_bytes import Graph
 
 Outcome = TypeVar("Outcome", bound=Hashable)
 Valuation = Callable[[Formula], bool]  # the truth of leaves
@@ -25,13 +25,13 @@ class Classifier(Generic[Outcome]):
       as_written: whether it is spelt only as JSON writers do; a number always is.
     """
 
-    automaton: Graph | CharDfa
+    automaton: ByteDfa | CharDfa
     outcomes: list[Outcome]
     as_written: bool = True
 
     @property
     def size(self) -> int:
-        return len(self.automaton.edges if isinstance(self.automaton, Graph) else self.automaton.next)
+        return len(self.automaton.edges if isinstance(self.automaton, ByteDfa) else self.automaton.next)
 
 
 class Labels(Generic[Outcome]):

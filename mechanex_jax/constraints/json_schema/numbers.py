@@ -16,8 +16,8 @@ from typing import TypeVar
 import numpy as np
 
 from mechanex_jax.constraints.automata import charset as char_sets
-from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, minimise, product, to_bytes
-from mechanex_jax.constraints.json_schema import string_bytes
+from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, minimise, product
+from mechanex_jax.constraints.automata.encoding import to_bytes
 from mechanex_jax.constraints.json_schema.classifiers import Classifier, Decision, Labels
 from mechanex_jax.constraints.json_schema.formula import Formula
 from mechanex_jax.errors import ConstraintError
@@ -57,7 +57,7 @@ def classify(leaves: Sequence[Formula], decide: Decision[Outcome], limits: Compi
         return outcomes.label(true.__contains__)
 
     dfa = minimise(product(parts, combine, limits))
-    return Classifier(string_bytes.from_dfa(to_bytes(dfa)), outcomes.outcomes)
+    return Classifier(to_bytes(dfa), outcomes.outcomes)
 
 
 def _explore(start: Read, step: Callable[[Read, str], Read | None], label: Callable[[Read], int]) -> CharDfa:

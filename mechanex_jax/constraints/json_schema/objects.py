@@ -95,8 +95,8 @@ class _ObjectRule(ContainerRule):
             reach = graph.reach[node] & useful
             if not reach:
                 return -1
-            if graph.ends[node] >= 0:
-                return targets[graph.ends[node]]
+            if graph.labels[node] >= 0:
+                return targets[graph.labels[node]]
             key = (node, reach, tuple([targets[label] for label in _bits(reach)]))
             if key not in self._key_states:
                 self._key_states[key] = self.new_state()

@@ -6,10 +6,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
+from mechanex_jax.constraints.automata.byte_dfa import ByteDfa
 from mechanex_jax.constraints.json_schema import string_bytes
 from mechanex_jax.constraints.json_schema.classifiers import Valuation
 from mechanex_jax.constraints.json_schema.formula import Formula, holds, sorted_leaves
-from mechanex_jax.constraints.json_schema.string_bytes import Graph
 from mechanex_jax.constraints.json_schema.strings import Strings
 
 _MAX_POSITIONS = 256
@@ -47,7 +47,7 @@ class KeyClasses:
 
         classifier = strings.classify(sorted_leaves((*named, *formulas)), decide)
         automaton = classifier.automaton
-        self.graph = automaton if isinstance(automaton, Graph) else string_bytes.of_chars(automaton)
+        self.graph = automaton if isinstance(automaton, ByteDfa) else string_bytes.of_chars(automaton)
         self.classes = classifier.outcomes
         self.label_of = {key.name: label for label, key in enumerate(self.classes) if key.name is not None}
         self.members = [

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from mechanex_jax.constraints.json_schema import numbers, string_bytes
+from mechanex_jax.constraints.automata.byte_dfa import ByteDfa
+from mechanex_jax.constraints.json_schema import numbers
 from mechanex_jax.constraints.json_schema.classifiers import Classifier, Valuation
 from mechanex_jax.constraints.json_schema.formula import Formula, holds, signature, sorted_leaves
 from mechanex_jax.constraints.json_schema.rules import MAX_LABELS, Rules
 from mechanex_jax.constraints.json_schema.steps import Continuation, Goals, Truths
-from mechanex_jax.constraints.json_schema.string_bytes import Chains, Graph
+from mechanex_jax.constraints.json_schema.string_bytes import Chains
 from mechanex_jax.constraints.json_schema.strings import Strings
 from mechanex_jax.constraints.json_schema.to_automaton import ValueReader
 
@@ -33,14 +34,14 @@ class Scalars:
 
         def copy(source: int, then: Continuation) -> None:
             graph, rule = classifier.automaton, self._builder.states[source].rule
-            assert isinstance(graph, Graph)
+            assert isinstance(graph, ByteDfa)
             following = [then(truths) for truths in classifier.outcomes]
             states = [self._builder.state(rule) for _ in graph.edges]
             states[graph.start] = source
             for node, edges in enumerate(graph.edges):
                 for mask, target in edges:
                     self._builder.edge(states[node], mask, states[target])
-                label = graph.ends[node]
+                label = graph.labels[node]
                 if label >= 0 and (state := following[label]) is not None:
                     self._rules.alias(states[node], state)
 
@@ -57,8 +58,8 @@ class Scalars:
         def copy(source: int, then: Continuation) -> None:
             rule = self._builder.states[source].rule
             ends = {label: state for label, truths in enumerate(classifier.outcomes) if (state := then(truths)) is not None}
-            if isinstance(automaton, Graph):
-                start = string_bytes.copy(self._builder, rule, automaton, ends)
+            if isinstance(automaton, ByteDfa):
+                start = self._builder.copy(rule, automaton, ends)
             elif automaton.start:
                 start = self._chains.copy(rule, automaton, ends, classifier.as_written)
             else:
@@ -66,7 +67,7 @@ class Scalars:
             self._builder.edge(source, 1 << ord('"'), start)
 
         # A rule has few labels: where there are more outcomes, the copies go on without them.
-        if isinstance(automaton, Graph) and (classifier.size <= _MAX_INLINE or len(classifier.outcomes) > MAX_LABELS):
+        if isinstance(automaton, ByteDfa) and (classifier.size <= _MAX_INLINE or len(classifier.outcomes) > MAX_LABELS):
             copy(source, then)
         else:
             self._rules.call_reader(source, "string", must, goals, copy, then)

@@ -7,104 +7,22 @@ pair of them above U+FFFF). So a key has one spelling, and an alias of it is no 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.dfa import CharDfa, everything, to_bytes
-from mechanex_jax.constraints.automata.minimize import coarsest, unique_rows
-from mechanex_jax.constraints.automata.pushdown import Dfa, mask_flags
+from mechanex_jax.constraints.automata.byte_dfa import ALL_BYTES, ByteDfa
+from mechanex_jax.constraints.automata.dfa import CharDfa, everything
+from mechanex_jax.constraints.automata.encoding import to_bytes
+from mechanex_jax.constraints.automata.minimize import unique_rows
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 
 _QUOTE = 1 << 0x22
 _SHORT = {'"': b'\\"', "\\": b"\\\\", "\b": b"\\b", "\f": b"\\f", "\n": b"\\n", "\r": b"\\r", "\t": b"\\t"}
 _DIGITS = [1 << ord(f"{i:x}") | 1 << ord(f"{i:X}") for i in range(16)]
-_EVERY = (1 << 256) - 1
 # States that longer automata of characters share for what follows a first byte, by a call.
 _INLINE = 64
-
-
-@dataclasses.dataclass(eq=False)
-class Graph:
-    """A deterministic graph over bytes.
-
-    Attributes:
-      edges: of each node, (byte mask, node); masks of one node are disjoint.
-      ends: of each node, its label, -1 where the text does not end. An end has no edges.
-      start: a node.
-    """
-
-    edges: list[list[tuple[int, int]]]
-    ends: list[int]
-    start: int
-
-    @functools.cached_property
-    def reach(self) -> list[int]:
-        """The labels that can be reached from each node, as bits."""
-        before: list[list[int]] = [[] for _ in self.edges]
-        for node, edges in enumerate(self.edges):
-            for _, target in edges:
-                before[target].append(node)
-        reach = [1 << label if label >= 0 else 0 for label in self.ends]
-        work = [node for node, bits in enumerate(reach) if bits]
-        while work:
-            node = work.pop()
-            for source in before[node]:
-                if reach[node] & ~reach[source]:
-                    reach[source] |= reach[node]
-                    work.append(source)
-        return reach
-
-    def node(self, label: int = -1) -> int:
-        self.edges.append([])
-        self.ends.append(label)
-        return len(self.edges) - 1
-
-
-def from_dfa(dfa: Dfa) -> Graph:
-    """The graph of a byte automaton whose accepting states have no edges."""
-    flags = dfa.classes[None, :] == np.arange(dfa.next.shape[1])[:, None]
-    masks = [int.from_bytes(row.tobytes(), "little") for row in np.packbits(flags, axis=1, bitorder="little")]
-    edges = []
-    for row in dfa.next.tolist():
-        by_target: dict[int, int] = {}
-        for column, target in enumerate(row):
-            if target:
-                by_target[target] = by_target.get(target, 0) | masks[column]
-        edges.append([(mask, target) for target, mask in by_target.items()])
-    return Graph(edges, dfa.label.tolist(), dfa.start)
-
-
-def minimal(graph: Graph) -> Graph:
-    """The smallest graph of the same language and labels."""
-    masks = {mask: i for i, mask in enumerate(dict.fromkeys(mask for edges in graph.edges for mask, _ in edges))}
-    if not masks:
-        return graph
-    columns = np.unique(mask_flags(masks), axis=1)
-    members = [np.flatnonzero(row) for row in columns]
-    table = np.zeros((len(graph.edges) + 1, columns.shape[1]), np.int32)
-    for node, edges in enumerate(graph.edges, 1):
-        for mask, target in edges:
-            table[node, members[masks[mask]]] = target + 1
-    block = coarsest(table, np.array([-1, *graph.ends])).tolist()
-    out = Graph([], [], 0)
-    numbers: dict[int, int] = {}
-    order = [graph.start]
-    numbers[block[graph.start + 1]] = out.node(graph.ends[graph.start])
-    for node in order:
-        merged: dict[int, int] = {}
-        for mask, target in graph.edges[node]:
-            of = block[target + 1]
-            if of == block[0]:
-                continue
-            if of not in numbers:
-                numbers[of] = out.node(graph.ends[target])
-                order.append(target)
-            merged[numbers[of]] = merged.get(numbers[of], 0) | mask
-        out.edges[numbers[block[node + 1]]] = [(mask, target) for target, mask in merged.items()]
-    return out
 
 
 # -- The spelling of JSON writers ----------------------------------------------------------------------------------------------
@@ -118,7 +36,7 @@ def _writers() -> list[list[tuple[int, int]]]:
 
     short = functools.reduce(int.__or__, (1 << byte for byte in b'"\\bfnrt'))
     return [
-        [(1 << 0x5C, 1), (_EVERY & ~(1 << 0x5C), 0)],
+        [(1 << 0x5C, 1), (ALL_BYTES & ~(1 << 0x5C), 0)],
         [(short, 0), (1 << ord("u"), 2)],
         [(digits(0), 3), (digits(*range(1, 16)), 5)],
         [(digits(0), 4), (digits(*range(1, 16)), 6)],
@@ -132,10 +50,10 @@ def _writers() -> list[list[tuple[int, int]]]:
 _WRITERS = _writers()
 
 
-def as_written(graph: Graph) -> Graph:
+def as_written(graph: ByteDfa) -> ByteDfa:
     """The part of a string graph that is spelt as JSON writers do; minimal."""
-    out = Graph([], [], 0)
-    numbers = {(graph.start, 0): out.node()}
+    out = ByteDfa([], [], 0)
+    numbers = {(graph.start, 0): out.state()}
     order = [(graph.start, 0)]
     for node, inside in order:
         for mask, target in graph.edges[node]:
@@ -143,33 +61,33 @@ def as_written(graph: Graph) -> Graph:
                 if mask & allowed:
                     key = (target, following)
                     if key not in numbers:
-                        numbers[key] = out.node(graph.ends[target])
+                        numbers[key] = out.state(graph.labels[target])
                         order.append(key)
                     out.edges[numbers[node, inside]].append((mask & allowed, numbers[key]))
-    return minimal(out)
+    return out.minimize()
 
 
-def of_chars(dfa: CharDfa) -> Graph:
+def of_chars(dfa: CharDfa) -> ByteDfa:
     """The graph of an automaton over characters, spelt as JSON writers do."""
-    return as_written(from_dfa(to_bytes(dfa, "json", b'"')))
+    return as_written(to_bytes(dfa, "json", b'"'))
 
 
 @functools.cache
-def _free() -> Graph:
+def _free() -> ByteDfa:
     return of_chars(everything())
 
 
-def of_texts(texts: Mapping[str, int], others: int = -1) -> Graph:
+def of_texts(texts: Mapping[str, int], others: int = -1) -> ByteDfa:
     """A trie of texts with their labels; `others`, if >= 0, is the label of all other strings.
 
     With `others`, the texts have to be plain: ASCII without anything that needs an escape.
     """
-    free = _free() if others >= 0 else Graph([], [], 0)
-    out = Graph([list(edges) for edges in free.edges], [others if end >= 0 else -1 for end in free.ends], 0)
+    free = _free() if others >= 0 else ByteDfa([], [], 0)
+    out = ByteDfa([list(edges) for edges in free.edges], [others if end >= 0 else -1 for end in free.labels], 0)
     ends: dict[int, int] = {}
     children: dict[tuple[int, str], int] = {}
     fans: dict[int, _Fan] = {}
-    out.start = out.node()
+    out.start = out.state()
     for text, label in texts.items():
         if any("\ud800" <= char <= "\udfff" for char in text):
             continue
@@ -177,11 +95,11 @@ def of_texts(texts: Mapping[str, int], others: int = -1) -> Graph:
         for char in text:
             known = children.get((node, char))
             if known is None:
-                known = children[node, char] = out.node()
+                known = children[node, char] = out.state()
                 fans.setdefault(node, _Fan(out, node)).add(char, known)
             node = known
         if label not in ends:
-            ends[label] = out.node(label)
+            ends[label] = out.state(label)
         out.edges[node].append((_QUOTE, ends[label]))
     if others >= 0:
         for node in range(len(free.edges), len(out.edges)):
@@ -199,7 +117,7 @@ def is_plain(text: str) -> bool:
 class _Fan:
     """The spellings of the characters that may follow one node."""
 
-    def __init__(self, graph: Graph, node: int):
+    def __init__(self, graph: ByteDfa, node: int):
         self.graph, self.node = graph, node
         self.known: dict[tuple[int, ...], int] = {(): node}
 
@@ -220,7 +138,7 @@ class _Fan:
         for at in range(1, len(masks)):
             key = tuple(masks[:at])
             if key not in self.known:
-                self.known[key] = self.graph.node()
+                self.known[key] = self.graph.state()
                 self.graph.edges[node].append((masks[at - 1], self.known[key]))
             node = self.known[key]
         self.graph.edges[node].append((masks[-1], target))
@@ -231,16 +149,6 @@ def _escaped(unit: int) -> list[int]:
 
 
 # -- Into a builder ------------------------------------------------------------------------------------------------------------
-
-
-def copy(builder: Builder, rule: int, graph: Graph, into: Mapping[int, int]) -> int:
-    """Copy a graph into a rule, its ends replaced by states by label; returns the copy of its start."""
-    names = [into.get(end, -1) if end >= 0 else builder.state(rule) for end in graph.ends]
-    for node, edges in enumerate(graph.edges):
-        for mask, target in edges:
-            if names[target] >= 0:
-                builder.edge(names[node], mask, names[target])
-    return names[graph.start]
 
 
 class Chains:
@@ -288,12 +196,12 @@ class Chains:
         table = np.zeros((2 + len(columns), len(row)), np.int32)
         table[1] = [2 + label[slot] if slot >= 0 else 0 for slot in row]
         one = CharDfa(dfa.bounds, dfa.classes, table, np.array([-1, -1, *range(len(columns))], np.int16), 1)
-        graph = from_dfa(to_bytes(one, "json"))
+        graph = to_bytes(one, "json")
         if written:
             graph = as_written(graph)
         direct, indirect = [], []
         for mask, target in graph.edges[graph.start]:
-            end = graph.ends[target]
+            end = graph.labels[target]
             (direct if end >= 0 else indirect).append((mask, columns[end] if end >= 0 else target))
         if not indirect:
             return direct, -1, []
@@ -302,7 +210,7 @@ class Chains:
             rule = self.rests[key] = self.builder.rule("rest of a character")
             ends = {i: self.builder.state(rule, i) for i in range(len(columns))}
             graph.edges[graph.start] = indirect
-            self.builder.starts[rule] = copy(self.builder, rule, graph, ends)
+            self.builder.starts[rule] = self.builder.copy(rule, graph, ends)
         reached = functools.reduce(int.__or__, (graph.reach[target] for _, target in indirect), 0)
         return direct, self.rests[key], [(i, column) for i, column in enumerate(columns) if reached >> i & 1]
 

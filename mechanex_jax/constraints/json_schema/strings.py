@@ -10,7 +10,8 @@ from typing import TypeVar
 import numpy as np
 
 from mechanex_jax.constraints import regex
-from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, length, literals, minimise, product, to_bytes, trim
+from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, length, literals, minimise, product, trim
+from mechanex_jax.constraints.automata.encoding import to_bytes
 from mechanex_jax.constraints.json_schema import formats, string_bytes
 from mechanex_jax.constraints.json_schema.classifiers import Classifier, Decision, Labels
 from mechanex_jax.constraints.json_schema.formula import Formula
@@ -65,8 +66,9 @@ class Strings:
         as_written = any(leaf.args[0] != "length" for leaf in leaves)
         if string_bytes.is_long(dfa):
             return Classifier(dfa, outcomes, as_written)
-        graph = string_bytes.from_dfa(to_bytes(dfa, "json", b'"'))
-        return Classifier((string_bytes.as_written if as_written else string_bytes.minimal)(graph), outcomes, as_written)
+        encoded = to_bytes(dfa, "json", b'"')
+        minimal = string_bytes.as_written(encoded) if as_written else encoded.minimize()
+        return Classifier(minimal, outcomes, as_written)
 
     def _classify_chars(self, leaves: Sequence[Formula], decide: Decision[Outcome]) -> tuple[CharDfa, list[Outcome]]:
         """The automaton over characters, and the outcomes by label."""
@@ -114,7 +116,7 @@ def _classify_texts(leaves: Sequence[Formula], decide: Decision[Outcome]) -> Cla
     graph = string_bytes.of_texts(by_text, others)
     # Where every text has its own label there is nothing to share.
     if len(set(by_text.values())) < len(by_text):
-        graph = string_bytes.minimal(graph)
+        graph = graph.minimize()
     return Classifier(graph, labels.outcomes)
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, CompileLimits, complement, to_bytes
+from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, CompileLimits, complement
+from mechanex_jax.constraints.automata.encoding import to_bytes
 from mechanex_jax.constraints.automata.expression import Node
 from mechanex_jax.constraints.automata.nfa import determinise
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton

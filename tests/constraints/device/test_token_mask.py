@@ -13,7 +13,8 @@ import pytest
 import toys
 
 from mechanex_jax import loops, rows, transforms
-from mechanex_jax.constraints.automata.pushdown import Matcher, byte_mask
+from mechanex_jax.constraints.automata.byte_dfa import byte_mask
+from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.constraints.device.token_mask import arena
 from mechanex_jax.constraints.token_index import build

@@ -11,7 +11,8 @@ import lark
 import pytest
 
 from mechanex_jax.constraints import grammar
-from mechanex_jax.constraints.automata.pushdown import Matcher, PushdownAutomaton
+from mechanex_jax.constraints.automata.matcher import Matcher
+from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.errors import ConstraintError
 
 # llama.cpp's grammars/json.gbnf, with any value at the top.

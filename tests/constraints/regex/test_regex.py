@@ -13,7 +13,7 @@ import pytest
 
 from mechanex_jax.constraints import regex
 from mechanex_jax.constraints.automata import charset as char_sets
-from mechanex_jax.constraints.automata.pushdown import Matcher
+from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.errors import ConstraintError
 
 ATOMS = [

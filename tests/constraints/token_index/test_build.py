@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from mechanex_jax.constraints import cache
-from mechanex_jax.constraints.automata.pushdown import Matcher, byte_mask
+from mechanex_jax.constraints.automata.byte_dfa import byte_mask
+from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.constraints.compiled import Compiled
 from mechanex_jax.constraints.token_index import build as tables

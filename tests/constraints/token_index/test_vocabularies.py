@@ -21,7 +21,7 @@ import pytest
 from sentencepiece_file import PIECES, fields
 
 from mechanex_jax.checkpoints import Tokenizer
-from mechanex_jax.constraints.automata.pushdown import Matcher
+from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.constraints.compiler import FRONT_ENDS
 from mechanex_jax.constraints.device.token_mask import arena
 from mechanex_jax.constraints.token_index import build as tables
