@@ -302,10 +302,15 @@ def _top_p_cut(
 
 
 def _min_p_cut(top: jax.Array, heat: jax.Array, m: jax.Array) -> jax.Array:
-    """The smallest float32 z with (top - z) / heat <= -ln m: rounding `top + heat * ln m` may miss it by a step."""
+    """The smallest float32 z with (top - z) / heat <= -ln m: rounding `top + heat * ln m` may miss it by a step.
+
+    Near 0, floats are so dense that a step of z does not change top - z. There it is a step of the distance that does.
+    """
     limit = jnp.maximum(-jnp.log(m), 0.0)
-    near = top - heat * limit
-    steps = jnp.stack([jnp.nextafter(near, -jnp.inf), near, jnp.nextafter(near, jnp.inf)])
+    distance = heat * limit
+    near = top - distance
+    nearer = top - jnp.nextafter(distance, 0.0)
+    steps = jnp.stack([jnp.nextafter(near, -jnp.inf), near, jnp.nextafter(near, jnp.inf), nearer])
     return jnp.min(jnp.where((top - steps) / heat <= limit, steps, top), axis=0)
 
 

@@ -213,6 +213,21 @@ def test_min_p_looks_at_probabilities_not_at_logits() -> None:
     np.testing.assert_array_equal(kept(tx.min_p(0.5), np.float32([[-10, -10.5, -12]])), [[True, True, False]])
 
 
+def test_min_p_holds_where_its_threshold_is_near_zero() -> None:
+    # Here top + heat * ln m rounds to a z that is just cut, and floats near 0 are too dense for the next one to differ.
+    logits = np.float32([[1.0696275, 0.45645356, -1.1417497, 3.8064458, -2.215242, 1.5938172]])
+    np.testing.assert_array_equal(kept(tx.truncation(1.875, min_p=0.125), logits)[0], [True, True, False, True, False, True])
+    rng = np.random.default_rng(0)
+    logits, heats = rng.normal(size=(4096, 16)).astype(np.float32) * 3, rng.uniform(0.3, 3, 4096)
+    # A threshold of each row near 0: m = exp(-top / heat).
+    shares = np.exp(-logits.max(-1) / heats) * rng.uniform(0.97, 1.03, 4096)
+    ours = kept(tx.truncation(heats, min_p=np.minimum(shares, 1)), logits)
+    for mine, row, heat, share in zip(ours, logits, heats, np.minimum(shares, 1), strict=True):
+        right, margin = oracle(row, heat=float(np.float32(heat)), m=float(np.float32(share)))
+        if margin > 1e-5:
+            np.testing.assert_array_equal(mine, right)
+
+
 def test_nucleus_comes_after_temperature() -> None:
     logits = random_logits(batch=1)
     for chained in (
