@@ -1,6 +1,6 @@
 """Transforms of logits: the protocol, how to compose them, and a factory per method.
 
-Order in a step: constraint mask, penalties and bias, temperature, top-k, top-p, min-p, typical, then the draw.
+Order in a step: constraint mask, penalties and bias, temperature, top-k, top-p, min-p, typical, epsilon, then the draw.
 """
 
 from mechanex_jax.rows import nested, row, row_tree, shared, static
@@ -18,7 +18,16 @@ from mechanex_jax.transforms.penalties import (
     presence_penalty,
     repetition_penalty,
 )
-from mechanex_jax.transforms.truncation import Truncation, min_p, temperature, top_k, top_p, truncation, typical_p
+from mechanex_jax.transforms.truncation import (
+    Truncation,
+    epsilon_cutoff,
+    min_p,
+    temperature,
+    top_k,
+    top_p,
+    truncation,
+    typical_p,
+)
 
 __all__ = [
     "Determinantal",
@@ -36,6 +45,7 @@ __all__ = [
     "directions",
     "draw",
     "draw_rows",
+    "epsilon_cutoff",
     "frequency_penalty",
     "logit_bias",
     "min_new_tokens",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import jax
 from jaxtyping import Float32, Int32, Key
 
 from mechanex_jax import rows
 from mechanex_jax.errors import expected
+from mechanex_jax.rows import Array, PerRow
 
 State = TypeVar("State")
 
@@ -34,7 +35,7 @@ class Step(NamedTuple):
 
 
 @runtime_checkable
-class LogitsTransform(Protocol):
+class LogitsTransform(Protocol[State]):
     """A pure function of one row's logits, with a state that follows the row's tokens.
 
     Implementations are row trees (see `mechanex_jax.rows`): their fields are traced, so changing a value never recompiles.
@@ -42,56 +43,67 @@ class LogitsTransform(Protocol):
     states, and beams gather states by parent.
     """
 
-    def init(self, prompt: Int32[jax.Array, " T"], length: Token) -> Any:
-        """The state before the first token. `prompt[:length]` are real tokens, the rest is padding."""
+    def init(self, prompt: Int32[Array, " T"], length: Token) -> State:
+        """Return the state before the first token. `prompt[:length]` are real tokens, the rest is padding."""
         ...
 
-    def apply(self, state: Any, logits: Logits, step: Step) -> Logits:
-        """Transformed logits; -inf is a token that cannot be drawn. Reads the state, never moves it."""
+    def apply(self, state: State, logits: Logits, step: Step) -> Logits:
+        """Return the transformed logits; -inf is a token that cannot be drawn. Reads the state, never moves it."""
         ...
 
-    def advance(self, state: Any, token: Token, step: Step) -> Any:
-        """The state after `token` was chosen."""
+    def advance(self, state: State, token: Token, step: Step) -> State:
+        """Return the state after `token` was chosen."""
         ...
 
 
 class Stateless:
     """Base of the transforms that need no state: only `apply` is left to write."""
 
-    def init(self, prompt: Any, length: Any) -> tuple[()]:
+    def init(self, prompt: Int32[Array, " T"], length: Token) -> tuple[()]:
         return ()
 
-    def advance(self, state: tuple[()], token: Any, step: Step) -> tuple[()]:
+    def advance(self, state: tuple[()], token: Token, step: Step) -> tuple[()]:
         return ()
 
 
 @rows.row_tree
 class Chain:
-    """Transforms applied one after the other. The empty chain is the identity."""
+    """Transforms applied one after the other, each with a state of its own. The empty chain is the identity.
 
-    parts: tuple[Any, ...] = rows.nested()
+    Attributes:
+      parts: the transforms, in their order.
+    """
 
-    def init(self, prompt: Any, length: Any) -> tuple[Any, ...]:
+    parts: tuple[LogitsTransform, ...] = rows.nested()
+
+    def init(self, prompt: Int32[Array, " T"], length: Token) -> tuple[object, ...]:
         return tuple(part.init(prompt, length) for part in self.parts)
 
-    def apply(self, state: tuple[Any, ...], logits: Logits, step: Step) -> Logits:
+    def apply(self, state: tuple[object, ...], logits: Logits, step: Step) -> Logits:
         for part, part_state in zip(self.parts, state, strict=True):
             logits = part.apply(part_state, logits, step)
         return logits
 
-    def advance(self, state: tuple[Any, ...], token: Token, step: Step) -> tuple[Any, ...]:
+    def advance(self, state: tuple[object, ...], token: Token, step: Step) -> tuple[object, ...]:
         return tuple(part.advance(s, token, step) for part, s in zip(self.parts, state, strict=True))
 
 
-def chain(*transforms: Any) -> Chain:
+def chain(*transforms: object) -> Chain:
     """Apply `transforms` in the order given; `chain()` is the identity.
 
     Neighbours that know how to become one (`a.fuse(b)`, as the truncations do) are fused. Nested chains are flattened.
 
+    >>> from mechanex_jax import transforms as tx
+    >>> [type(part).__name__ for part in chain(tx.temperature(0.7), tx.top_p(0.9), tx.logit_bias([0.0, 1.0])).parts]
+    ['Truncation', 'LogitBias']
+
+    Args:
+      *transforms: LogitsTransforms that are row trees.
+
     Raises:
       ArgumentError: a part is not a LogitsTransform.
     """
-    parts: list[Any] = []
+    parts: list[LogitsTransform] = []
     for transform in transforms:
         if not (rows.is_row_tree(transform) and isinstance(transform, LogitsTransform)):
             raise expected(
@@ -101,7 +113,8 @@ def chain(*transforms: Any) -> Chain:
                 "Lift a plain function with mx.transforms.stateless(fn, *arrays).",
             )
         for part in transform.parts if isinstance(transform, Chain) else (transform,):
-            fused = parts[-1].fuse(part) if parts and hasattr(parts[-1], "fuse") else None
+            fuse = getattr(parts[-1], "fuse", None) if parts else None
+            fused = None if fuse is None else fuse(part)
             if fused is None:
                 parts.append(part)
             else:
@@ -111,22 +124,32 @@ def chain(*transforms: Any) -> Chain:
 
 @rows.row_tree
 class Lifted(Stateless):
-    """A bare function with its per-row arguments."""
+    """A bare function of one row's logits, with its arguments.
+
+    Attributes:
+      fn: (logits, *scalars) -> logits.
+      scalars: one number per row each.
+    """
 
     fn: Callable[..., Logits] = rows.static()
-    scalars: tuple[Any, ...] = rows.nested()
+    scalars: tuple[_Scalar, ...] = rows.nested()
 
-    def apply(self, state: Any, logits: Logits, step: Step) -> Logits:
+    def apply(self, state: tuple[()], logits: Logits, step: Step) -> Logits:
         return self.fn(logits, *(scalar.value for scalar in self.scalars))
 
 
 @rows.row_tree
 class _Scalar:
-    value: Any = rows.row()
+    value: Float32[Array, ""] = rows.row()
 
 
-def stateless(fn: Callable[..., Logits], *scalars: Any) -> Lifted:
+def stateless(fn: Callable[..., Logits], *scalars: PerRow) -> Lifted:
     """Lift `fn(logits, *scalars) -> logits` to a transform.
+
+    >>> from mechanex_jax import transforms as tx
+    >>> def soft_cap(logits, cap):
+    ...     return cap * jax.numpy.tanh(logits / cap)
+    >>> transform = tx.chain(tx.stateless(soft_cap, 30.0), tx.temperature(0.7))
 
     Args:
       fn: written for one row, float32 [V] -> [V]. Define it at module level: it is part of the compile key, and a lambda made
@@ -142,22 +165,24 @@ def stateless(fn: Callable[..., Logits], *scalars: Any) -> Lifted:
     return Lifted(fn, tuple(_Scalar(rows.as_field(value)) for value in scalars))
 
 
-# The batch axis is added here and nowhere else.
+# The batch axis is added here and nowhere else. Every leaf of `state` and `step` has B in front.
 
 
-def init_rows(transform: Any, prompts: jax.Array, lengths: jax.Array) -> Any:
-    """`init` for B rows: prompts int32 [B, T], lengths int32 [B]."""
+def init_rows(transform: LogitsTransform[State], prompts: Int32[Array, "B T"], lengths: Int32[Array, " B"]) -> State:
+    """`init` for B rows."""
     axes = rows.row_axes(transform)
     return jax.vmap(lambda t, p, n: t.init(p, n), in_axes=(axes, 0, 0))(transform, prompts, lengths)
 
 
-def apply_rows(transform: Any, state: Any, logits: jax.Array, step: Step) -> jax.Array:
-    """`apply` for B rows: logits float32 [B, V], every leaf of `state` and `step` with B in front."""
+def apply_rows(
+    transform: LogitsTransform[State], state: State, logits: Float32[Array, "B V"], step: Step
+) -> Float32[jax.Array, "B V"]:
+    """`apply` for B rows."""
     axes = rows.row_axes(transform)
     return jax.vmap(lambda t, *rest: t.apply(*rest), in_axes=(axes, 0, 0, 0))(transform, state, logits, step)
 
 
-def advance_rows(transform: Any, state: Any, token: jax.Array, step: Step) -> Any:
-    """`advance` for B rows: token int32 [B]."""
+def advance_rows(transform: LogitsTransform[State], state: State, token: Int32[Array, " B"], step: Step) -> State:
+    """`advance` for B rows."""
     axes = rows.row_axes(transform)
     return jax.vmap(lambda t, *rest: t.advance(*rest), in_axes=(axes, 0, 0, 0))(transform, state, token, step)

@@ -11,8 +11,8 @@ for each token taken, so that similarities to the tokens taken are needed and no
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,30 +22,29 @@ from jax.custom_batching import custom_vmap
 from jaxtyping import Bool, Float, Float32, Int32
 
 from mechanex_jax.errors import Verbatim, expected
-from mechanex_jax.rows import row, row_tree, shared, static
+from mechanex_jax.rows import Array, PerRow, row, row_tree, shared, static
+from mechanex_jax.transforms.arguments import Unembedding, number_per_row
 from mechanex_jax.transforms.base import Logits, Stateless, Step
-from mechanex_jax.transforms.truncation import _LARGEST, _field, _settled, _sum
+from mechanex_jax.transforms.thresholds import LARGEST, merge_axis, row_sums, settled
 
 MOST_CANDIDATES = 1024
-_SMALLEST_ROOM = (
-    64,
-    16,
-)  # candidates and subset: what is allocated but not used costs little, so that small values share a program
+# Candidates and subset: what is allocated but not used costs little, so that small values share a program.
+_SMALLEST_ROOM = (64, 16)
 _JITTER = 1e-6  # added to the diagonal of the similarities
 _SAME = 1e-5  # a candidate with less than this left beside the ones taken is a copy of them: what float32 cannot tell from 0
 _ROUNDING = 1e-5  # of exp(entropy) in float32: two equal tokens are 2 and not 3
 
 
 class Directions(NamedTuple):
-    """What `determinantal` reads of a model. Made by `directions`.
+    """The unembedding that `determinantal` measures similarity by. Made by `directions`.
 
     Attributes:
-      rows: [V, D], the unembedding of each token.
-      mean: float32 [D], of all rows.
+      rows: the unembedding of each token.
+      mean: of all rows.
     """
 
-    rows: jax.Array
-    mean: jax.Array
+    rows: Float[jax.Array, "V D"]
+    mean: Float32[jax.Array, " D"]
 
 
 @jax.jit
@@ -53,8 +52,11 @@ def _mean(table: Float[jax.Array, "V D"]) -> Float32[jax.Array, " D"]:
     return jnp.mean(table.astype(jnp.float32), axis=0)
 
 
-def directions(unembedding: Any) -> Directions:
-    """An unembedding with the mean of its rows, to be computed once for many calls of `determinantal`.
+def directions(unembedding: Unembedding) -> Directions:
+    """Compute the mean of an unembedding's rows, once for many calls of `determinantal`.
+
+    >>> directions(jnp.array([[1.0, 0.0], [0.0, 1.0]])).mean
+    Array([0.5, 0.5], dtype=float32)
 
     Args:
       unembedding: float [V, D], one row per token; `model.unembedding().T`. It is not copied: only the rows of candidates
@@ -71,35 +73,39 @@ def directions(unembedding: Any) -> Directions:
 
 @row_tree
 class Determinantal(Stateless):
-    """See `determinantal`.
+    """A few likely tokens that are unlike each other; see `determinantal`.
 
     Attributes:
       directions: of the unembedding, shared by all rows.
-      subset_size: int32 [], the most tokens kept; 0 leaves a row as it is.
-      beta: float32 [], in (0, 1).
-      top_k: int32 [], candidates.
-      temperature: float32 [].
+      subset_size: the most tokens kept; 0 leaves a row as it is.
+      beta: weight of diversity, in (0, 1).
+      top_k: number of candidates.
+      temperature: 0 is greedy.
       room: candidates and tokens kept that arrays have room for.
     """
 
     directions: Directions = shared()
-    subset_size: Any = row(dtype=jnp.int32)
-    beta: Any = row()
-    top_k: Any = row(dtype=jnp.int32)
-    temperature: Any = row()
+    subset_size: Int32[Array, ""] = row(dtype=jnp.int32, neutral=0)
+    beta: Float32[Array, ""] = row(neutral=0.3)
+    top_k: Int32[Array, ""] = row(dtype=jnp.int32, neutral=1)
+    temperature: Float32[Array, ""] = row()
     room: tuple[int, int] = static()
 
-    def apply(self, state: Any, logits: Logits, step: Step) -> Logits:
+    def apply(self, state: tuple[()], logits: Logits, step: Step) -> Logits:
         size = self.directions.rows.shape[0]
         if logits.shape[-1] != size:
             raise expected("unembedding", Verbatim(f"{size} rows"), f"{logits.shape[-1]}, one for each logit")
-        values = (self.subset_size, self.beta, self.top_k, self.temperature)
-        values = jax.tree.map(lambda value: jnp.asarray(value)[None], values)
+        fields = (self.subset_size, self.beta, self.top_k, self.temperature)
+        values = jax.tree.map(lambda value: jnp.asarray(value)[None], fields)
         return _keeper(self.room)(self.directions, logits.astype(jnp.float32)[None], values)[0]
 
 
 def determinantal(
-    unembedding: Any, subset_size: Any = 8, beta: Any = 0.3, top_k: Any = 50, temperature: Any = 1.0
+    unembedding: Unembedding | Directions,
+    subset_size: PerRow = 8,
+    beta: PerRow = 0.3,
+    top_k: PerRow = 50,
+    temperature: PerRow = 1.0,
 ) -> Determinantal:
     """Keep at most `subset_size` of the likeliest tokens, chosen to be unlike each other; `subset_size=0` is the identity.
 
@@ -114,6 +120,11 @@ def determinantal(
     entropy: it starts with the likeliest token and grows by the token that adds most. Logits become ln p in Y and -inf
     outside, so that the draw is from p renormalised on Y. A token at -inf is never in Y, and a row with a finite logit keeps
     at least one token. Of tokens with one direction only the likeliest is kept, and Y is smaller if no others are left.
+
+    >>> unembedding = jnp.array([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]])  # the first two tokens are spellings of one word
+    >>> step = Step(jnp.int32(0), jnp.int32(9), jax.random.key(0))
+    >>> determinantal(unembedding, subset_size=2).apply((), jnp.log(jnp.array([0.4, 0.35, 0.25])), step) == -jnp.inf
+    Array([False,  True, False], dtype=bool)
 
     Args:
       unembedding: float [V, D], or what `directions` made of it: then its mean is not computed again.
@@ -132,13 +143,13 @@ def determinantal(
         if value is None:
             raise expected(name, value, "a number, or a list with one per row")
     table = unembedding if isinstance(unembedding, Directions) else directions(unembedding)
-    size = _field("subset_size", subset_size, lambda k: k >= 0, "a whole number >= 0", jnp.int32)
-    weight = _field("beta", beta, lambda b: (b > 0) & (b < 1), "a number in (0, 1)")
+    size = number_per_row("subset_size", subset_size, lambda k: k >= 0, "a whole number >= 0", jnp.int32)
+    weight = number_per_row("beta", beta, lambda b: (b > 0) & (b < 1), "a number in (0, 1)")
     most = f"a whole number from 1 to {MOST_CANDIDATES}"
-    count = _field("top_k", top_k, lambda k: (k >= 1) & (k <= MOST_CANDIDATES), most, jnp.int32)
-    heat = _field("temperature", temperature, lambda t: t >= 0, "a number >= 0")
-    wanted = [int(np.max(np.asarray(values), initial=1)) for values in (count, size)]
-    candidates, kept = (max(least, 1 << (n - 1).bit_length()) for least, n in zip(_SMALLEST_ROOM, wanted, strict=True))
+    count = number_per_row("top_k", top_k, lambda k: (k >= 1) & (k <= MOST_CANDIDATES), most, jnp.int32)
+    heat = number_per_row("temperature", temperature, lambda t: t >= 0, "a number >= 0")
+    largest = [int(np.max(np.asarray(values), initial=1)) for values in (count, size)]
+    candidates, kept = (max(least, 1 << (n - 1).bit_length()) for least, n in zip(_SMALLEST_ROOM, largest, strict=True))
     candidates = min(candidates, table.rows.shape[0])
     return Determinantal(table, size, weight, count, heat, (candidates, min(kept, candidates)))
 
@@ -147,7 +158,7 @@ def determinantal(
 
 
 def top_rows(z: Float32[jax.Array, "B V"], count: int) -> tuple[Float32[jax.Array, "B M"], Int32[jax.Array, "B M"]]:
-    """The `count` largest of each row, sorted, and where they are; of equal ones the first come first.
+    """Find the `count` largest of each row, sorted, and where they are; of equal ones the first come first.
 
     In two stages: the blocks with the largest maxima, then the best inside them. Blocks are put back into order, so that
     equal values still come in the order of their places.
@@ -166,41 +177,51 @@ def top_rows(z: Float32[jax.Array, "B V"], count: int) -> tuple[Float32[jax.Arra
     return values, jnp.take_along_axis(chosen, at // block, axis=1) * block + at % block
 
 
+# Logits, and the fields of `Determinantal` but for its directions.
+_LogitRows: TypeAlias = Float32[jax.Array, "B V"]
+_Values: TypeAlias = tuple[Int32[jax.Array, " B"], Float32[jax.Array, " B"], Int32[jax.Array, " B"], Float32[jax.Array, " B"]]
+# Tokens taken, which they are, the Cholesky factor of their similarities, and what is left of each candidate.
+_Search: TypeAlias = tuple[Int32[jax.Array, ""], Bool[jax.Array, "B M"], Float32[jax.Array, "B K M"], Float32[jax.Array, "B M"]]
+
+
 @functools.lru_cache(maxsize=32)
-def _keeper(room: tuple[int, int]) -> Callable[..., jax.Array]:
+def _keeper(room: tuple[int, int]) -> Callable[[Directions, _LogitRows, _Values], _LogitRows]:
     """`_keep_rows` with these sizes; under vmap the added axes become rows, so that one cond serves all of them."""
 
     @custom_vmap
     @jax.jit
-    def keep(table: Directions, z: jax.Array, values: tuple[jax.Array, ...]) -> jax.Array:
+    def keep(table: Directions, z: _LogitRows, values: _Values) -> _LogitRows:
         return lax.cond(jnp.any(values[0] > 0), lambda: _keep_rows(table, z, values, room), lambda: z)
 
     @keep.def_vmap
-    def _(axis_size: int, batched: Any, table: Directions, z: jax.Array, values: Any) -> tuple[jax.Array, bool]:
+    def _(
+        axis_size: int,
+        batched: Sequence[object],
+        table: Directions,
+        z: Float32[jax.Array, "*AB V"],
+        values: tuple[jax.Array, ...],
+    ) -> tuple[Float32[jax.Array, "A B V"], bool]:
         if any(jax.tree.leaves(batched[0])):
             raise expected("unembedding", Verbatim("one per row"), "one that all rows share")
-        z, values = jax.tree.map(
-            lambda leaf, has: leaf if has else jnp.broadcast_to(leaf, (axis_size, *leaf.shape)), (z, values), tuple(batched[1:])
-        )
-        flat = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), (z, values))
-        return keep(table, *flat).reshape(z.shape), True
+        (z, values), shape = merge_axis(axis_size, batched[1:], (z, values))
+        return keep(table, z, values).reshape(shape), True
 
     return keep
 
 
-def _keep_rows(table: Directions, z: jax.Array, values: tuple[jax.Array, ...], room: tuple[int, int]) -> jax.Array:
+def _keep_rows(table: Directions, z: _LogitRows, values: _Values, room: tuple[int, int]) -> _LogitRows:
     size, beta, count, heat = values
     active, hot = size > 0, heat > 0
-    finite = jnp.minimum(z, _LARGEST)
+    finite = jnp.minimum(z, LARGEST)
     best, ids = top_rows(finite, room[0])
     top = best[:, 0]
     top = jnp.where(top == -jnp.inf, 0.0, top)  # of a row without a finite logit, every token is infinitely far from this
     heat = jnp.where(hot, jnp.minimum(heat, 1e37), 1.0)
-    top, heat = _settled((top, heat))
+    top, heat = settled((top, heat))
 
     distance = (top[:, None] - finite) / heat[:, None]
     e = jnp.exp(-distance)
-    total, moment = _settled((_sum(e), _sum(jnp.where(e > 0, e * distance, 0.0))))
+    total, moment = settled((row_sums(e), row_sums(jnp.where(e > 0, e * distance, 0.0))))
     total = jnp.maximum(total, jnp.finfo(jnp.float32).tiny)
     enough = jnp.ceil(jnp.exp(jnp.log(total) + moment / total) * (1 - _ROUNDING))
     size = jnp.minimum(size, jnp.where(hot, jnp.minimum(enough, room[1]).astype(jnp.int32), 1))
@@ -233,11 +254,11 @@ def _greedy_map(
     batch, count = ids.shape
     at = jnp.arange(batch)
 
-    def unfinished(carry: Any) -> jax.Array:
-        return carry[0] < jnp.max(size)
+    def unfinished(search: _Search) -> Bool[jax.Array, ""]:
+        return search[0] < jnp.max(size)
 
-    def take(carry: Any) -> Any:
-        index, chosen, factor, left = carry
+    def take(search: _Search) -> _Search:
+        index, chosen, factor, left = search
         gain = (1 - beta[:, None]) * log_p + beta[:, None] * jnp.log(left)
         gain = jnp.where(legal & ~chosen & (left > _SAME), gain, -jnp.inf)
         pick = jnp.argmax(gain, axis=-1)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Float32, Int32
 
 from mechanex_jax.errors import expected
-from mechanex_jax.rows import as_field, row, row_tree, shared, static
+from mechanex_jax.rows import Array, PerRow, as_field, row, row_tree, shared, static
+from mechanex_jax.transforms.arguments import Bias, TokenIds, as_float64, number_per_row
 from mechanex_jax.transforms.base import Logits, Stateless, Step, Token
 
 
@@ -40,11 +41,11 @@ class Penalties:
     """
 
     vocab_size: int = static()
-    repetition: Any = row()
-    presence: Any = row()
-    frequency: Any = row()
+    repetition: Float32[Array, ""] = row(neutral=1.0)
+    presence: Float32[Array, ""] = row(neutral=0.0)
+    frequency: Float32[Array, ""] = row(neutral=0.0)
 
-    def init(self, prompt: Int32[jax.Array, " T"], length: Token) -> Spoken:
+    def init(self, prompt: Int32[Array, " T"], length: Token) -> Spoken:
         real = (jnp.arange(prompt.shape[0]) < length) & (prompt >= 0)
         # An id that no token has is dropped, as is padding.
         ids = jnp.where(real, prompt, self.vocab_size)
@@ -73,9 +74,9 @@ class LogitBias(Stateless):
       bias: float32 [V]; 0 is the identity.
     """
 
-    bias: Any = row(rank=1)
+    bias: Float32[Array, " V"] = row(rank=1)
 
-    def apply(self, state: Any, logits: Logits, step: Step) -> Logits:
+    def apply(self, state: tuple[()], logits: Logits, step: Step) -> Logits:
         if logits.shape != self.bias.shape:
             raise expected("bias", self.bias.shape, f"{logits.shape}, one number per logit of the model")
         return jnp.where(logits == -jnp.inf, -jnp.inf, logits + self.bias)
@@ -90,18 +91,20 @@ class MinNewTokens(Stateless):
       ids: int32 [E], shared by all rows, padded with -1.
     """
 
-    minimum: Any = row(dtype=jnp.int32)
-    ids: Any = shared()
+    minimum: Int32[Array, ""] = row(dtype=jnp.int32, neutral=0)
+    ids: Int32[Array, " E"] = shared()
 
-    def apply(self, state: Any, logits: Logits, step: Step) -> Logits:
+    def apply(self, state: tuple[()], logits: Logits, step: Step) -> Logits:
         at = jnp.where(self.ids >= 0, self.ids, logits.shape[-1])
         banned = logits.at[at].set(-jnp.inf, mode="drop")
         ban = (step.index < self.minimum) & (jnp.max(banned) > -jnp.inf)
         return jnp.where(ban, banned, logits)
 
 
-def penalties(vocab_size: int, repetition: Any = 1.0, presence: Any = 0.0, frequency: Any = 0.0) -> Penalties:
-    """Repetition, presence and frequency penalties, with one state for all three.
+def penalties(vocab_size: int, repetition: PerRow = 1.0, presence: PerRow = 0.0, frequency: PerRow = 0.0) -> Penalties:
+    """Penalise what was said, by repetition, presence and frequency penalties with one state for all three.
+
+    >>> fresh = penalties(49152, repetition=1.1, frequency=[0.0, 0.5])  # two rows
 
     Args:
       vocab_size: V, the size of the model's logits.
@@ -116,48 +119,102 @@ def penalties(vocab_size: int, repetition: Any = 1.0, presence: Any = 0.0, frequ
         raise expected("vocab_size", vocab_size, "a whole number >= 1, the size of the model's logits")
     return Penalties(
         int(vocab_size),
-        _field("repetition", repetition, "a number > 0", lambda r: r > 0),
-        _field("presence", presence, "a finite number"),
-        _field("frequency", frequency, "a finite number"),
+        number_per_row("repetition", repetition, lambda r: np.isfinite(r) & (r > 0), "a number > 0"),
+        number_per_row("presence", presence, np.isfinite, "a finite number"),
+        number_per_row("frequency", frequency, np.isfinite, "a finite number"),
     )
 
 
-def repetition_penalty(vocab_size: int, penalty: Any) -> Penalties:
+def repetition_penalty(vocab_size: int, penalty: PerRow) -> Penalties:
     """Divide positive logits of tokens in prompt or answer by `penalty`, multiply negative ones. 1 is the identity.
 
-    Keskar et al. 2019, arXiv:1909.05858. See `penalties` for the arguments.
+    Keskar et al. 2019, arXiv:1909.05858.
+
+    >>> step = Step(jnp.int32(0), jnp.int32(9), jax.random.key(0))
+    >>> transform = repetition_penalty(3, 2.0)
+    >>> state = transform.init(jnp.array([0, 1]), jnp.int32(2))
+    >>> transform.apply(state, jnp.array([4.0, -4.0, 4.0]), step)
+    Array([ 2., -8.,  4.], dtype=float32)
+
+    Args:
+      vocab_size: V, the size of the model's logits.
+      penalty: float > 0, or one per row [B].
+
+    Raises:
+      ArgumentError: as `penalties`.
     """
     return penalties(vocab_size, repetition=penalty)
 
 
-def presence_penalty(vocab_size: int, penalty: Any) -> Penalties:
-    """Subtract `penalty` from tokens that the answer has. 0 is the identity. See `penalties` for the arguments."""
+def presence_penalty(vocab_size: int, penalty: PerRow) -> Penalties:
+    """Subtract `penalty` once from the logits of tokens that the answer has. 0 is the identity.
+
+    >>> step = Step(jnp.int32(0), jnp.int32(9), jax.random.key(0))
+    >>> transform = presence_penalty(3, 0.5)
+    >>> state = transform.init(jnp.array([0, 1]), jnp.int32(2))
+    >>> transform.apply(transform.advance(state, jnp.int32(2), step), jnp.zeros(3), step)
+    Array([ 0. ,  0. , -0.5], dtype=float32)
+
+    Args:
+      vocab_size: V, the size of the model's logits.
+      penalty: float, or one per row [B].
+
+    Raises:
+      ArgumentError: as `penalties`.
+    """
     return penalties(vocab_size, presence=penalty)
 
 
-def frequency_penalty(vocab_size: int, penalty: Any) -> Penalties:
-    """Subtract `penalty` for each time the answer has a token. 0 is the identity. See `penalties` for the arguments."""
+def frequency_penalty(vocab_size: int, penalty: PerRow) -> Penalties:
+    """Subtract `penalty` from the logit of a token for each time that the answer has it. 0 is the identity.
+
+    >>> step = Step(jnp.int32(0), jnp.int32(9), jax.random.key(0))
+    >>> transform = frequency_penalty(3, 0.5)
+    >>> state = transform.init(jnp.array([0, 1]), jnp.int32(2))
+    >>> for token in (2, 2):
+    ...     state = transform.advance(state, jnp.int32(token), step)
+    >>> transform.apply(state, jnp.zeros(3), step)
+    Array([ 0.,  0., -1.], dtype=float32)
+
+    Args:
+      vocab_size: V, the size of the model's logits.
+      penalty: float, or one per row [B].
+
+    Raises:
+      ArgumentError: as `penalties`.
+    """
     return penalties(vocab_size, frequency=penalty)
 
 
-def logit_bias(bias: Any) -> LogitBias:
-    """Add `bias` to the logits: float [V], or [B, V] with one per row; zeros are the identity, -inf bans a token.
+def logit_bias(bias: Bias) -> LogitBias:
+    """Add `bias` to the logits; zeros are the identity, -inf bans a token.
+
+    >>> step = Step(jnp.int32(0), jnp.int32(9), jax.random.key(0))
+    >>> logit_bias([0.0, -jnp.inf, 2.0]).apply((), jnp.ones(3), step)
+    Array([  1., -inf,   3.], dtype=float32)
+
+    Args:
+      bias: float [V], or [B, V] with one per row.
 
     Raises:
       ArgumentError: `bias` has another rank, or holds NaN or +inf.
     """
     if isinstance(bias, Tracer):
         return LogitBias(as_field(bias))
-    array = _numbers(bias)
+    array = as_float64(bias)
     if array.ndim not in (1, 2) or not np.all(array < np.inf):
         raise expected("bias", bias, "numbers below infinity of shape [V], or [B, V] with one row for each")
     return LogitBias(as_field(bias))
 
 
-def min_new_tokens(n: Any, eos_ids: Any) -> MinNewTokens:
+def min_new_tokens(n: PerRow, eos_ids: TokenIds) -> MinNewTokens:
     """Ban `eos_ids` until `n` tokens are generated. `n=0` is the identity.
 
     A row that could say nothing but one of them (a finished constraint, say) may say it.
+
+    >>> step = Step(jnp.int32(0), jnp.int32(9), jax.random.key(0))
+    >>> min_new_tokens(1, eos_ids=2).apply((), jnp.zeros(3), step)
+    Array([  0.,   0., -inf], dtype=float32)
 
     Args:
       n: whole number >= 0, or one per row [B].
@@ -167,25 +224,10 @@ def min_new_tokens(n: Any, eos_ids: Any) -> MinNewTokens:
       ArgumentError: `n` is negative or not whole, or `eos_ids` are not whole numbers.
     """
     if not isinstance(n, Tracer):
-        array = _numbers(n)
+        array = as_float64(n)
         if array.ndim > 1 or not np.all((array >= 0) & (np.floor(array) == array)):
             raise expected("min_new_tokens", n, "a whole number >= 0, or a list with one per row")
     ids = np.atleast_1d(np.asarray(eos_ids))
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise expected("eos_ids", eos_ids, "one token id or a list of them")
     return MinNewTokens(as_field(n, jnp.int32), ids.astype(np.int32))
-
-
-def _numbers(value: Any) -> np.ndarray:
-    try:
-        return np.asarray(value, np.float64)
-    except (TypeError, ValueError):
-        return np.full((), np.nan)
-
-
-def _field(name: str, value: Any, wanted: str, valid: Any = lambda array: True) -> Any:
-    if not isinstance(value, Tracer):
-        array = _numbers(value)
-        if array.ndim > 1 or not np.all(np.isfinite(array) & valid(array)):
-            raise expected(name, value, f"{wanted}, or a list with one per row")
-    return as_field(value)

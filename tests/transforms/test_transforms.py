@@ -40,7 +40,10 @@ TABLE = {
     "top_p": Case(tx.top_p, (1,), ((0.9,), (0.2,))),
     "min_p": Case(tx.min_p, (0,), ((0.1,), (1.0,))),
     "typical_p": Case(tx.typical_p, (1,), ((0.9,), (0.2,))),
-    "truncation": Case(tx.truncation, (1, 2**31 - 1, 1, 0, 1), ((0.7, 70, 0.9, 0.01, 0.9), (0, 3, 0.5, 0.5, 0.5))),
+    "epsilon_cutoff": Case(tx.epsilon_cutoff, (0,), ((0.01,), (1.0,))),
+    "truncation": Case(
+        tx.truncation, (1, 2**31 - 1, 1, 0, 1, 0), ((0.7, 70, 0.9, 0.01, 0.9, 0.005), (0, 3, 0.5, 0.5, 0.5, 0.5))
+    ),
     "determinantal": Case(
         functools.partial(tx.determinantal, tx.directions(np.random.default_rng(5).normal(size=(V, 24)).astype(np.float32))),
         (0, 0.5, 50, 1.0),
@@ -257,6 +260,7 @@ def test_a_bias_is_one_for_all_rows_or_one_per_row() -> None:
         *(lambda x=x: tx.top_p(x) for x in (0, 1.1, -0.1, np.nan, jnp.asarray([0.5, 2.0]))),
         *(lambda x=x: tx.min_p(x) for x in (-0.1, 1.1, np.nan)),
         *(lambda x=x: tx.typical_p(x) for x in (0, 1.1)),
+        *(lambda x=x: tx.epsilon_cutoff(x) for x in (-0.1, 1.1, np.nan, "small", [0.5, 2.0])),
         *(lambda x=x: tx.repetition_penalty(V, x) for x in (0, -1, np.inf, np.nan)),
         *(lambda x=x: tx.presence_penalty(V, x) for x in (np.inf, None)),
         *(lambda x=x: tx.penalties(x) for x in (0, -5)),

@@ -17,6 +17,7 @@ from transformers.generation import logits_process as hf
 from mechanex_jax import rows
 from mechanex_jax import transforms as tx
 from mechanex_jax.transforms.base import apply_rows
+from mechanex_jax.transforms.truncation import truncation_rows
 
 V = 160
 STEP = tx.Step(jnp.int32(0), jnp.int32(1), jax.random.key(0))
@@ -42,7 +43,7 @@ def kept(transform: Any, logits: np.ndarray) -> np.ndarray:
 
 
 def oracle(
-    z: np.ndarray, heat: float = 1, k: int = 2**31, p: float = 1, m: float = 0, tau: float = 1
+    z: np.ndarray, heat: float = 1, k: int = 2**31, p: float = 1, m: float = 0, tau: float = 1, eps: float = 0
 ) -> tuple[np.ndarray, float]:
     z, margin = z.astype(np.float64), np.inf
     if heat == 0:
@@ -86,6 +87,11 @@ def oracle(
         if (before & ~keep).any():
             # Two tokens at either side of the mean: which is nearer is float32's to say below this gap.
             margin = min(margin, 0.1 * float(deviation[before & ~keep].min() - deviation[keep].max()))
+    if eps > 0:
+        q = probabilities()
+        likeliest = keep & (x == x[keep].max(initial=-np.inf))
+        margin = min(margin, float(np.abs(q[keep & ~likeliest] / eps - 1).min(initial=np.inf)))
+        keep = likeliest | (keep & (q >= eps))
     return keep, margin
 
 
@@ -112,15 +118,16 @@ def adversarial(size: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize("size", [5, 160, 1000, 49_152])
-@pytest.mark.parametrize("name", ["k", "p", "m", "tau"])
+@pytest.mark.parametrize("name", ["k", "p", "m", "tau", "eps"])
 def test_is_the_float64_oracle_on_adversarial_logits(name: str, size: int) -> None:
     settings_of: dict[str, list[float]] = {
         "k": [1, 3, 64, 65, 900],
         "p": [1e-6, 0.3, 0.9, 0.999],
         "m": [1e-4, 0.05, 1],
         "tau": [1e-6, 0.2, 0.95],
+        "eps": [1e-6, 3e-4, 0.05, 1],
     }
-    factory: Any = {"k": tx.top_k, "p": tx.top_p, "m": tx.min_p, "tau": tx.typical_p}[name]
+    factory: Any = {"k": tx.top_k, "p": tx.top_p, "m": tx.min_p, "tau": tx.typical_p, "eps": tx.epsilon_cutoff}[name]
     logits = adversarial(size)
     certain = 0
     for value in settings_of[name]:
@@ -143,6 +150,7 @@ one_setting = st.tuples(
     st.one_of(st.just(1.0), unit),
     st.one_of(st.just(0.0), unit),
     st.one_of(st.just(1.0), unit),
+    st.one_of(st.just(0.0), unit),
 )
 
 
@@ -174,6 +182,7 @@ WARPERS: dict[str, tuple[Any, Any, list[Any]]] = {
     "top_p": (tx.top_p, hf.TopPLogitsWarper, [0.2, 0.9]),
     "min_p": (tx.min_p, hf.MinPLogitsWarper, [0.05, 0.5]),
     "typical_p": (tx.typical_p, hf.TypicalLogitsWarper, [0.2, 0.95]),
+    "epsilon_cutoff": (tx.epsilon_cutoff, hf.EpsilonLogitsWarper, [3e-4, 0.05]),
 }
 
 
@@ -200,7 +209,9 @@ def test_is_the_warper_of_transformers(name: str, size: int) -> None:
                 b = np.where(has, row if name == "top_p" else b, -np.inf)
                 np.testing.assert_allclose(jax.nn.softmax(a), jax.nn.softmax(b), rtol=2e-5, atol=1e-9)
             else:
-                right, margin = oracle(row, **{{"top_p": "p", "typical_p": "tau"}[name]: float(np.float32(value))})
+                right, margin = oracle(
+                    row, **{{"top_p": "p", "typical_p": "tau", "epsilon_cutoff": "eps"}[name]: float(np.float32(value))}
+                )
                 assert margin < 1e-6 or (have == right).all(), (kind, value)
     assert equal >= 0.7 * len(values) * len(kinds)
 
@@ -259,6 +270,25 @@ def test_ties_at_a_cut_are_kept_and_greedy_takes_the_first() -> None:
     assert kept(tx.temperature(0), tied).nonzero()[1].tolist() == [1]
 
 
+def test_epsilon_looks_at_what_is_left_and_keeps_all_of_the_likeliest() -> None:
+    logits = np.float32(np.log([[0.4, 0.3, 0.2, 0.1]]))
+    assert kept(tx.epsilon_cutoff(0.35), logits)[0].tolist() == [True, False, False, False]
+    assert kept(tx.truncation(top_k=2, epsilon_cutoff=0.35), logits)[0].tolist() == [True, True, False, False]  # 4/7 and 3/7
+    # Typical sampling has cut the likeliest token: of those left, 0.3 is.
+    assert kept(tx.truncation(typical_p=0.25, epsilon_cutoff=1), logits)[0].tolist() == [False, True, False, False]
+    assert kept(tx.epsilon_cutoff(1), np.float32([[2, 2, 1]]))[0].tolist() == [True, True, False]
+
+
+def test_a_later_stage_is_in_the_program_of_a_batch_only_if_a_row_uses_it() -> None:
+    usual = truncation_rows([{"temperature": 0.7, "top_p": 0.9}, {"top_k": 5}, {"epsilon_cutoff": 0.0}])
+    assert usual.epsilon_cutoff is None
+    np.testing.assert_array_equal(usual.top_k, [2**31 - 1, 5, 2**31 - 1])
+    mixed = truncation_rows([{"temperature": 0.7, "top_p": 0.9}, {"epsilon_cutoff": 0.25}])
+    np.testing.assert_array_equal(mixed.epsilon_cutoff, np.float32([0, 0.25]))
+    logits = random_logits(batch=2)
+    np.testing.assert_array_equal(kept(mixed, logits)[0], kept(tx.truncation(0.7, top_p=0.9), logits[:1])[0])
+
+
 @pytest.mark.parametrize("heat", [1e-38, 1e-30, 1e30, 3e38])
 def test_no_temperature_overflows(heat: float) -> None:
     logits = np.float32([[3e38, 2e38, -3e38, -np.inf], [5, 4, -4, -np.inf], [-3e38, -2e38, -np.inf, -3e38]])
@@ -270,7 +300,7 @@ def test_no_temperature_overflows(heat: float) -> None:
 
 def test_vmap_of_vmap_and_a_vmap_over_values_only() -> None:
     logits = jnp.asarray(random_logits(batch=6).reshape(2, 3, V))
-    transform = tx.truncation(0.7, 50, 0.9, 0.01, 0.9)
+    transform = tx.truncation(0.7, 50, 0.9, 0.01, 0.9, 0.03)
 
     @jax.jit
     def one(x: jax.Array) -> jax.Array:
