@@ -40,7 +40,7 @@ from benchmarks.constraint_peers import PEERS, Asked, HostMask, extended, tekken
 from benchmarks.schemas import MIXES, OTHERS, SCHEMAS, SIX_FIELDS, SOURCES
 from mechanex_jax import rows
 from mechanex_jax.constraints import cache, compiler
-from mechanex_jax.constraints.device.token_mask import arena
+from mechanex_jax.constraints.device.token_mask import pack_constraints
 from mechanex_jax.constraints.token_index import build
 from mechanex_jax.constraints.token_index.trie import TokenTries
 from mechanex_jax.loops import autoregressive as loop
@@ -81,7 +81,7 @@ def ours_compiled(kind: str, source: Any, target: compiler.Target) -> tuple[floa
     read = time.perf_counter()
     built = build.build(pushdown, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
     made = time.perf_counter()
-    jax.block_until_ready(jax.device_put(arena([built], target.vocabulary)))
+    jax.block_until_ready(jax.device_put(pack_constraints([built], target.vocabulary)))
     return read - begun, made - read, time.perf_counter() - made, built
 
 
@@ -184,10 +184,10 @@ def sources_of(mix: str, batch: int) -> list[Any]:
 
 def our_transform(loaded: Any, sources: list[Any]) -> Any:
     target = compiler.Target.of(loaded)
-    made = [None if s is None else compiler.compiled("json_schema", s, False, target).tables for s in sources]
+    made = [None if s is None else compiler.compile_for("json_schema", s, False, target).tables for s in sources]
     if (least := max(one.minimum for one in made if one)) > MAX_NEW:
         raise SystemExit(f"the shortest text takes {least} tokens, more than {MAX_NEW}")
-    return arena(made, target.vocabulary, token_bytes=loaded.token_bytes)
+    return pack_constraints(made, target.vocabulary, token_bytes=loaded.token_bytes)
 
 
 def begin(loaded: Any, batch: int, *transforms: Any) -> tuple[Any, Any]:

@@ -46,8 +46,8 @@ def compile(
     for kind, source in chosen:
         if kind != "json_schema" and not isinstance(source, str):
             raise expected(kind, source, "a string")
-    found = compiler.compiled(*chosen[0], whitespace, compiler.Target.of(tokenizer))
-    return token_mask.arena([found.tables], found.vocabulary, compiled=found)
+    found = compiler.compile_for(*chosen[0], whitespace, compiler.Target.of(tokenizer))
+    return token_mask.pack_constraints([found.tables], found.vocabulary, compiled=found)
 
 
 __all__ = ["compile"]

@@ -1,4 +1,4 @@
-"""Compiled constraints, remembered in memory and on disk."""
+"""CompiledConstraint constraints, remembered in memory and on disk."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from pathlib import Path
 import numpy as np
 
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
-from mechanex_jax.constraints.compiled import Compiled
+from mechanex_jax.constraints.compiled import CompiledConstraint
 from mechanex_jax.constraints.token_index import build
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
-FORMAT = 1  # raise it whenever tables change, or what a front end makes of a text
+FORMAT = 2  # raise it whenever tables change, or what a front end makes of a text
 MEMORY_BYTES, DISK_BYTES = 256 << 20, 1 << 30
 _MAGIC = b"mechanex constraint\n"
 _ALIGN = 64
 
-_memory: OrderedDict[str, Compiled] = OrderedDict()
+_memory: OrderedDict[str, CompiledConstraint] = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -38,20 +38,20 @@ def cached(
     *,
     eos_ids: Sequence[int],
     logits: int | None = None,
-    limits: build.Limits = build.DEFAULT_LIMITS,
+    limits: build.IndexLimits = build.DEFAULT_LIMITS,
     folder: Path | None = None,
-) -> Compiled:
+) -> CompiledConstraint:
     """A compiled constraint, from memory, else from disk, else made now.
 
     Args:
       kind: which front end reads it.
       source: the constraint in one spelling, with the front end's options: equal sources are the same constraint.
       make: gives its automaton; called only if it has not been compiled before.
-      vocabulary, eos_ids, logits, limits: see `tables.build`.
+      vocabulary, eos_ids, logits, limits: see `build.build`.
       folder: where compiled constraints are kept; None keeps none. What cannot be read there is made anew.
 
     Raises:
-      ConstraintError: whatever `make` and `tables.build` raise; nothing is remembered then.
+      ConstraintError: whatever `make` and `build.build` raise; nothing is remembered then.
     """
     size = vocabulary.size if logits is None else int(logits)
     parts = [FORMAT, kind, source, vocabulary.fingerprint, sorted(map(int, eos_ids)), size, dataclasses.astuple(limits)]
@@ -60,10 +60,12 @@ def cached(
         found = _memory.pop(key, None)
     if found is None and folder is not None:
         held = _load(folder / f"{key}.tables")
-        found = None if held is None else Compiled(_pushdown(held), vocabulary, held)
+        found = None if held is None else CompiledConstraint(_pushdown(held), vocabulary, held)
     if found is None:
         pushdown = make()
-        found = Compiled(pushdown, vocabulary, build.build(pushdown, vocabulary, eos_ids=eos_ids, logits=size, limits=limits))
+        found = CompiledConstraint(
+            pushdown, vocabulary, build.build(pushdown, vocabulary, eos_ids=eos_ids, logits=size, limits=limits)
+        )
         if folder is not None:
             _save(folder, key, found.tables)
     _remember(key, found)
@@ -76,7 +78,7 @@ def forget() -> None:
         _memory.clear()
 
 
-def _remember(key: str, compiled: Compiled) -> None:
+def _remember(key: str, compiled: CompiledConstraint) -> None:
     with _lock:
         _memory[key] = compiled
         held = sum(entry.tables.bytes for entry in _memory.values())

@@ -12,13 +12,13 @@ import numpy as np
 from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.token_index.build import Tables
-from mechanex_jax.constraints.token_index.trie import ranges, tries_of
+from mechanex_jax.constraints.token_index.trie import tries_of
 from mechanex_jax.constraints.token_index.trie_walk import Moves, Walker
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Compiled:
+class CompiledConstraint:
     """One constraint for one vocabulary.
 
     Attributes:
@@ -57,7 +57,7 @@ class Compiled:
         stack = walker.stacks.of(matcher.stack)
         trie = dataclasses.replace(trie, column=self.pushdown.classes[trie.column].astype(np.int64))
         reached, _ = walker.walk(trie, np.array([matcher.state]), np.array([stack]), leave_at_once=False)
-        tokens = trie.items[ranges(trie.enter[reached.node], trie.own[reached.node])]
+        tokens = trie.items_at(reached.node)
         return np.sort(np.concatenate([tokens, np.array(ends if matcher.accepts() else (), np.int32)])).astype(np.int32)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mechanex_jax.constraints import cache
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
-from mechanex_jax.constraints.compiled import Compiled
+from mechanex_jax.constraints.compiled import CompiledConstraint
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.storage.paths import cache_folder
 from mechanex_jax.tokenization.vocabulary import Vocabulary
@@ -106,7 +106,7 @@ class Target:
         return cls(vocabulary, tokenizer.eos_ids, model.spec.vocabulary if model is not None else vocabulary.size)
 
 
-def compiled(kind: str, source: Any, whitespace: bool, target: Target) -> Compiled:
+def compile_for(kind: str, source: Any, whitespace: bool, target: Target) -> CompiledConstraint:
     """A constraint for a target; what was compiled once is kept in memory and on disk.
 
     Args:

@@ -11,7 +11,7 @@ import numpy as np
 
 from mechanex_jax import edits as edit
 from mechanex_jax import rows, transforms
-from mechanex_jax.constraints.device.token_mask import arena
+from mechanex_jax.constraints.device.token_mask import pack_constraints
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.methods import NEUTRAL, NEUTRAL_SUBSET
 from mechanex_jax.loading import LoadedModel
@@ -76,7 +76,7 @@ def _transform(loaded: LoadedModel, requests: Sequence[Request], user: Any) -> A
     # First, so that truncation acts on legal tokens.
     for machines in ([request.constraint for request in requests], [request.forbidden for request in requests]):
         if any(machine is not None for machine in machines):
-            parts.append(arena(machines, loaded.tokenizer.vocabulary, token_bytes=loaded.token_bytes))
+            parts.append(pack_constraints(machines, loaded.tokenizer.vocabulary, token_bytes=loaded.token_bytes))
     penalties = {name: [getattr(c, f"{name}_penalty") for c in configs] for name in ("repetition", "presence", "frequency")}
     if any(value is not None for column in penalties.values() for value in column):
         neutral = {"repetition": 1.0, "presence": 0.0, "frequency": 0.0}

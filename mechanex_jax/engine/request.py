@@ -190,7 +190,7 @@ def _forbidden(loaded: LoadedModel, config: GenerationConfig) -> Any:
     """The tables of the texts without a row's forbidden terms."""
     if not config.forbidden_terms:
         return None
-    return compiler.compiled("forbidden_terms", config.forbidden_terms, False, compiler.Target.of(loaded)).tables
+    return compiler.compile_for("forbidden_terms", config.forbidden_terms, False, compiler.Target.of(loaded)).tables
 
 
 def _constraint(loaded: LoadedModel, config: GenerationConfig, room: int) -> Any:
@@ -199,7 +199,7 @@ def _constraint(loaded: LoadedModel, config: GenerationConfig, room: int) -> Any
         return None
     kind, source, whitespace = config.constraint_source
     target = compiler.Target.of(loaded)
-    tables = (source.compiled if kind == "compiled" else compiler.compiled(kind, source, whitespace, target)).tables
+    tables = (source.compiled if kind == "compiled" else compiler.compile_for(kind, source, whitespace, target)).tables
     if (tables.vocabulary, tables.size) != (target.vocabulary.fingerprint, target.logits):
         wanted = f"one for that of {loaded.name}"
         raise expected("constraint", Verbatim("one for another tokenizer"), wanted, "Compile it for this model.")

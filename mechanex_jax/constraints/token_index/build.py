@@ -1,8 +1,8 @@
-"""An automaton met by a vocabulary: everything that masking and advancing need, as arrays, computed once on the host.
+"""The tables of an automaton and a vocabulary: all that masking and advancing need, as arrays, computed once on the host.
 
 Masks are those of "inside" tokens, which leave the frame (the called rule's run) that they begin in on the stack, one per state
 and budget. A token that leaves its frame depends on what is below: such tokens are listed, with what is left of them
-behind the frame's end, and what a return state makes of each such rest is a table too (`rest`).
+behind the frame's end, and what a return state makes of each such suffix is a table too (`suffix_code`).
 """
 
 from __future__ import annotations
@@ -10,15 +10,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
-from mechanex_jax.constraints.token_index.mask_rows import MaskRows, mask_rows
-from mechanex_jax.constraints.token_index.token_suffixes import Rests, rests
-from mechanex_jax.constraints.token_index.tokens_to_finish import FAR, solve
-from mechanex_jax.constraints.token_index.transitions import Outcomes, explore
+from mechanex_jax.constraints.token_index.mask_rows import mask_rows
+from mechanex_jax.constraints.token_index.token_suffixes import token_suffixes
+from mechanex_jax.constraints.token_index.tokens_to_finish import UNREACHABLE, shortest_distances
+from mechanex_jax.constraints.token_index.transitions import Transitions, find_transitions
 from mechanex_jax.constraints.token_index.trie import tries_of
 from mechanex_jax.constraints.token_index.trie_walk import Moves, Walker
 from mechanex_jax.errors import ConstraintError, expected
@@ -26,7 +25,7 @@ from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 
 @dataclasses.dataclass(frozen=True)
-class Limits:
+class IndexLimits:
     """What the tables of one constraint may cost before it is refused.
 
     Attributes:
@@ -42,7 +41,7 @@ class Limits:
     depth: int = 128
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = IndexLimits()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -51,30 +50,30 @@ class Tables:
 
     Budgets count tokens. `distance[s, y]` is how many a frame at state s needs to end with label y. In the tables of a block
     they are relative to that: a token is listed at `threshold` t if behind it the frame needs `distance[s, y] + t` (or, where
-    `distance[s, y]` is `FAR`, t).
+    `distance[s, y]` is `UNREACHABLE`, t).
 
     Attributes:
       classes, target, push, stay, label, returns, start: the automaton's.
       distance: int32 [S, K].
       block: int32 [S]; states of one block have the same masks. Block 0 is the dead state's.
-      every: int32 [B], the mask row of all tokens inside.
-      roomy: int32 [B, K], the largest threshold, `NEVER` if there is none.
-      first_threshold: int32 [B * K + 1], into the next two.
+      all_tokens: int32 [B], the mask row of all tokens inside the frame, however many tokens are needed behind them.
+      max_threshold: int32 [B, K], the largest threshold, `NO_THRESHOLD` if there is none.
+      first_threshold: int32 [B * K + 1]; those of block b and label y begin at `first_threshold[b * K + y]` of the next two.
       threshold: int32, ascending for each block and label.
-      row: int32, the mask row of the tokens that need no more than that.
+      mask_row: int32, the mask row of the tokens that need no more than that.
       masks: uint32 [U, ceil(V / 32)], the bit `v % 32` of word `v // 32` is token v's. Row 0 is empty.
-      first_group, group_rest, group_label: for each block, the (rest, label) pairs of tokens that leave the frame.
+      first_group, group_suffix, group_label: for each block, the (suffix, label) pairs of tokens that leave the frame.
       first_entry, entry_token: for each group, those tokens.
-      rest_row: int32 [S], the row of `rest` for a return state.
-      rest: int32 [R, W]: 0 the text dies; n > 0 it ends inside the frame, which needs `rest_ends[n - 1]` more; n < 0 it
-        leaves it again, with rest and label `divmod(-1 - n, K)`.
-      rest_ends: int32 [E, K], relative to the return state's distance.
+      suffix_row: int32 [S], the row of `suffix_code` for a return state.
+      suffix_code: int32 [R, W]: 0 the text dies; n > 0 it ends inside the frame, which needs `suffix_distance[n - 1]` more;
+        n < 0 it leaves it again, with suffix and label `divmod(-1 - n, K)`.
+      suffix_distance: int32 [E, K], relative to the return state's distance.
       eos_ids: int32, ascending.
-      free: how high the stack may grow freely; above it only the nearest way out is allowed.
-      height: how high it can grow.
+      max_free_depth: how high the stack may grow freely; above it only the nearest way out is allowed.
+      max_depth: how high it can grow.
       vocabulary: the fingerprint.
       size: V.
-      stats: figures for people.
+      stats: sizes, and the seconds it took, for people.
     """
 
     classes: np.ndarray
@@ -86,26 +85,26 @@ class Tables:
     start: int
     distance: np.ndarray
     block: np.ndarray
-    every: np.ndarray
-    roomy: np.ndarray
+    all_tokens: np.ndarray
+    max_threshold: np.ndarray
     first_threshold: np.ndarray
     threshold: np.ndarray
-    row: np.ndarray
+    mask_row: np.ndarray
     masks: np.ndarray
     first_group: np.ndarray
-    group_rest: np.ndarray
+    group_suffix: np.ndarray
     group_label: np.ndarray
     first_entry: np.ndarray
     entry_token: np.ndarray
-    rest_row: np.ndarray
-    rest: np.ndarray
-    rest_ends: np.ndarray
+    suffix_row: np.ndarray
+    suffix_code: np.ndarray
+    suffix_distance: np.ndarray
     eos_ids: np.ndarray
-    free: int
-    height: int
+    max_free_depth: int
+    max_depth: int
     vocabulary: str
     size: int
-    stats: Mapping[str, Any]
+    stats: Mapping[str, float]
 
     @property
     def minimum(self) -> int:
@@ -114,7 +113,7 @@ class Tables:
 
     @property
     def bytes(self) -> int:
-        """What the arrays occupy."""
+        """The memory that the arrays take."""
         return sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
 
 
@@ -124,9 +123,9 @@ def build(
     *,
     eos_ids: Sequence[int],
     logits: int | None = None,
-    limits: Limits = DEFAULT_LIMITS,
+    limits: IndexLimits = DEFAULT_LIMITS,
 ) -> Tables:
-    """The tables of an automaton for a vocabulary.
+    """Build the tables of an automaton for a vocabulary.
 
     Args:
       pushdown: what the text has to match.
@@ -153,54 +152,18 @@ def build(
         pushdown, returns=np.pad(pushdown.returns, ((0, 0), (0, labels - pushdown.returns.shape[1]))).astype(np.int32)
     )
     walker = Walker(Moves.of(pushdown), begun + limits.seconds)
-    outcomes = explore(walker, vocabulary, tries_of(vocabulary, ends))
-    if pushdown.start == 0 or outcomes.distance[pushdown.start].min() >= FAR:
+    transitions = find_transitions(walker, vocabulary, tries_of(vocabulary, ends))
+    if pushdown.start == 0 or transitions.distance[pushdown.start].min() >= UNREACHABLE:
         raise ConstraintError("No text that the constraint accepts can be spelled with this vocabulary.")
-    found = rests(walker, outcomes, vocabulary)
+    suffixes = token_suffixes(walker, transitions, vocabulary)
     # Nodes met since distances were solved: only what is above the frame's bottom is new.
     none = np.zeros(0, np.int64)
-    value, _ = solve(pushdown, outcomes.configurations, none, none, outcomes.distance)
-    potential = np.where(outcomes.distance < FAR, outcomes.distance, 0)
-    rows = mask_rows(outcomes, value, potential, size, limits.bytes)
-    free, height = _heights(pushdown, outcomes, walker.highest, limits.depth)
-    return _finished(pushdown, vocabulary, size, ends, outcomes, found, value, potential, rows, free, height, begun)
-
-
-def _heights(pushdown: PushdownAutomaton, outcomes: Outcomes, highest: int, depth: int) -> tuple[int, int]:
-    """How high the stack may grow freely, and how high it then can grow at most."""
-    sources, columns = np.nonzero(pushdown.target)
-    caller, called = pushdown.rule[sources], pushdown.rule[pushdown.target[sources, columns]]
-    pushes = pushdown.push[sources, columns] >= 0
-    edges = np.unique(np.stack([caller, called, pushes], axis=1)[(caller != called) | pushes], axis=0)
-    nested = np.zeros(len(pushdown.names) + 1, np.int64)
-    while len(edges):
-        found = nested.copy()
-        np.maximum.at(found, edges[:, 0], nested[edges[:, 1]] + edges[:, 2])
-        if (found == nested).all():
-            break
-        nested = found
-        if nested.max() > depth:  # recursion, or as good as
-            return depth, depth + 2 * highest + int(outcomes.height.max(initial=0))
-    return int(nested.max()), int(nested.max())
-
-
-def _finished(
-    pushdown: PushdownAutomaton,
-    vocabulary: Vocabulary,
-    size: int,
-    ends: tuple[int, ...],
-    outcomes: Outcomes,
-    found: Rests,
-    value: np.ndarray,
-    potential: np.ndarray,
-    rows: MaskRows,
-    free: int,
-    height: int,
-    begun: float,
-) -> Tables:
-    rest, rest_ends = found.table(value, potential)
-    first_group, group_rest, group_label, first_entry, entry_token, rest = found.lists(rest)
-    as_int = lambda array: np.ascontiguousarray(array, np.int32)
+    node_distance, _ = shortest_distances(pushdown, transitions.configurations, none, none, transitions.distance)
+    base_distance = np.where(transitions.distance < UNREACHABLE, transitions.distance, 0)
+    rows = mask_rows(transitions, node_distance, base_distance, size, limits.bytes)
+    max_free_depth, max_depth = _depths(pushdown, transitions, walker.highest, limits.depth)
+    suffix_tables = suffixes.tables(node_distance, base_distance)
+    int32 = lambda values: np.ascontiguousarray(values, np.int32)
     tables = Tables(
         classes=pushdown.classes,
         target=pushdown.target,
@@ -209,42 +172,68 @@ def _finished(
         label=pushdown.label,
         returns=pushdown.returns,
         start=pushdown.start,
-        distance=as_int(outcomes.distance),
-        block=as_int(outcomes.block),
-        every=as_int(rows.every),
-        roomy=as_int(rows.roomy),
-        first_threshold=as_int(rows.first),
-        threshold=as_int(rows.threshold),
-        row=as_int(rows.row),
+        distance=int32(transitions.distance),
+        block=int32(transitions.block),
+        all_tokens=int32(rows.all_tokens),
+        max_threshold=int32(rows.max_threshold),
+        first_threshold=int32(rows.first_threshold),
+        threshold=int32(rows.threshold),
+        mask_row=int32(rows.mask_row),
         masks=rows.masks,
-        first_group=as_int(first_group),
-        group_rest=as_int(group_rest),
-        group_label=as_int(group_label),
-        first_entry=as_int(first_entry),
-        entry_token=as_int(entry_token),
-        rest_row=as_int(found.row_of_state),
-        rest=as_int(rest),
-        rest_ends=as_int(rest_ends),
-        eos_ids=as_int(ends),
-        free=free,
-        height=height,
+        first_group=int32(suffix_tables.first_group),
+        group_suffix=int32(suffix_tables.group_suffix),
+        group_label=int32(suffix_tables.group_label),
+        first_entry=int32(suffix_tables.first_entry),
+        entry_token=int32(suffix_tables.entry_token),
+        suffix_row=int32(suffix_tables.suffix_row),
+        suffix_code=int32(suffix_tables.suffix_code),
+        suffix_distance=int32(suffix_tables.suffix_distance),
+        eos_ids=int32(ends),
+        max_free_depth=max_free_depth,
+        max_depth=max_depth,
         vocabulary=vocabulary.fingerprint,
         size=size,
         stats={},
     )
-    stats = {
-        "states": len(pushdown.label) - 1,
-        "blocks": len(rows.every) - 1,
-        "rows": len(rows.masks) - 1,
-        "classes": int(pushdown.target.shape[1]),
-        "labels": int(pushdown.returns.shape[1]),
-        "sites": len(pushdown.returns),
-        "stack": height,
-        "leaving_tokens": int(np.diff(first_entry[first_group]).max(initial=0)),
-        "leaving_groups": int(np.diff(first_group).max(initial=0)),
-        "rests": rest.shape[1],
+    return dataclasses.replace(tables, stats=_stats(tables) | {"seconds": round(time.monotonic() - begun, 4)})
+
+
+def _stats(tables: Tables) -> dict[str, float]:
+    return {
+        "states": len(tables.label) - 1,
+        "blocks": len(tables.all_tokens) - 1,
+        "rows": len(tables.masks) - 1,
+        "classes": tables.target.shape[1],
+        "labels": tables.returns.shape[1],
+        "sites": len(tables.returns),
+        "stack": tables.max_depth,
+        "leaving_tokens": int(np.diff(tables.first_entry[tables.first_group]).max(initial=0)),
+        "leaving_groups": int(np.diff(tables.first_group).max(initial=0)),
+        "token_suffixes": tables.suffix_code.shape[1],
         "minimum": tables.minimum,
         "bytes": tables.bytes,
-        "seconds": round(time.monotonic() - begun, 4),
     }
-    return dataclasses.replace(tables, stats=stats)
+
+
+def _depths(pushdown: PushdownAutomaton, transitions: Transitions, highest: int, limit: int) -> tuple[int, int]:
+    """How high the stack may grow freely, and how high it then can grow at most.
+
+    Args:
+      pushdown, transitions: of the constraint.
+      highest: how high a single token made the stack grow.
+      limit: how high it may grow freely, if nothing else bounds it.
+    """
+    sources, columns = np.nonzero(pushdown.target)
+    caller, called = pushdown.rule[sources], pushdown.rule[pushdown.target[sources, columns]]
+    pushes = pushdown.push[sources, columns] >= 0
+    edges = np.unique(np.stack([caller, called, pushes], axis=1)[(caller != called) | pushes], axis=0)
+    nested = np.zeros(len(pushdown.names) + 1, np.int64)
+    while len(edges):
+        deeper = nested.copy()
+        np.maximum.at(deeper, edges[:, 0], nested[edges[:, 1]] + edges[:, 2])
+        if (deeper == nested).all():
+            break
+        nested = deeper
+        if nested.max() > limit:  # recursion, or as good as
+            return limit, limit + 2 * highest + int(transitions.height.max(initial=0))
+    return int(nested.max()), int(nested.max())

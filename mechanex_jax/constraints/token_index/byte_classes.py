@@ -15,14 +15,14 @@ from mechanex_jax.constraints.token_index.equivalent_states import mix, mix_rows
 from mechanex_jax.constraints.token_index.trie import TokenTries, Trie
 from mechanex_jax.constraints.token_index.trie_walk import Moves
 
-_MOST = 256  # kinds; beyond that all of them are in one set
+_MOST_KINDS = 256  # beyond that all of them are in one set
 
 
-class Contexts:
-    """Sets of kinds, numbered as they come up; `Trie.fold` reads `classes`, `closed` and `after`.
+class ReaderSets:
+    """Sets of kinds, numbered as they come up: the `trie.ByteContexts` of some states of an automaton.
 
     Args:
-      moves: the automaton.
+      moves: the automaton's.
       inside: bool [S], all states that a walk can get to.
       start: the states that walks begin in.
     """
@@ -43,11 +43,11 @@ class Contexts:
         count, width = self.pattern.shape
         of_state = np.full(len(inside), -1, np.int64)
         of_state[states] = kind
-        self.next = np.zeros((count, width, count), bool) if count <= _MOST else None
-        self.back = np.zeros(count, bool)
+        self.next = np.zeros((count, width, count), bool) if count <= _MOST_KINDS else None
+        self.returned_to = np.zeros(count, bool)
         sites = np.unique(moves.lists[np.unique(pushed)])
         back = pushdown.returns[sites[sites >= 0]] if len(pushdown.returns) else np.zeros(0, np.int64)
-        self.back[of_state[back[back > 0]]] = True
+        self.returned_to[of_state[back[back > 0]]] = True
         begin = np.zeros(count, bool)
         begin[of_state[start]] = True
         if self.next is not None:
@@ -55,17 +55,18 @@ class Contexts:
             self.next[kind[rows], columns, of_state[target[rows, columns]]] = True
         else:
             begin[:] = True
-        self.sets: dict[bytes, int] = {}
         self.members: list[np.ndarray] = []
-        self.classes: list[np.ndarray] = []  # of each set: int [256], the column that stands for a byte; -1: no text has it
-        self.closed: list[np.ndarray] = []  # of each set: bool [C], no state in it reads the column
+        self.classes: list[np.ndarray] = []
+        self.closed: list[np.ndarray] = []
+        self._numbers: dict[bytes, int] = {}
         self._after: dict[tuple[int, int], int] = {}
         self.begin = self._number(begin)
 
     def key(self) -> bytes:
-        """Equal for contexts that fold a trie in the same way."""
+        """Equal for sets of readers that fold a trie in the same way."""
         digest = hashlib.sha256()
-        for array in (self.pattern, self.ends, self.next, self.back, self.members[0], self.column_of_byte, self.read):
+        arrays = (self.pattern, self.ends, self.next, self.returned_to, self.members[0], self.column_of_byte, self.read)
+        for array in arrays:
             digest.update(b"-" if array is None else np.ascontiguousarray(array).tobytes())
         return digest.digest()
 
@@ -79,18 +80,18 @@ class Contexts:
 
     def _number(self, members: np.ndarray) -> int:
         if self.ends[members].any():  # what reads the next byte is then a state that is returned to
-            members = members | self.back
+            members = members | self.returned_to
         key = members.tobytes()
-        if key not in self.sets:
-            self.sets[key] = len(self.sets)
+        if key not in self._numbers:
+            self._numbers[key] = len(self._numbers)
             self.members.append(members)
             pattern = self.pattern[members]
-            look = mix(mix(pattern) * mix(np.arange(len(pattern)))[:, None]).sum(axis=0, dtype=np.uint64)
-            _, first, number = np.unique(look, return_index=True, return_inverse=True)
-            stands = np.where(self.read, first[number.reshape(-1)], -1)
-            self.classes.append(stands[self.column_of_byte])
+            signature = mix(mix(pattern) * mix(np.arange(len(pattern)))[:, None]).sum(axis=0, dtype=np.uint64)
+            _, first, number = np.unique(signature, return_index=True, return_inverse=True)
+            column = np.where(self.read, first[number.reshape(-1)], -1)
+            self.classes.append(column[self.column_of_byte])
             self.closed.append(np.all(pattern < 0, axis=0))
-        return self.sets[key]
+        return self._numbers[key]
 
 
 def _patterns(codes: np.ndarray) -> np.ndarray:
@@ -100,69 +101,79 @@ def _patterns(codes: np.ndarray) -> np.ndarray:
     fresh = np.ones(codes.shape, bool)
     fresh[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     at = np.maximum.accumulate(np.where(fresh, np.arange(codes.shape[1]), 0), axis=1)
-    found = np.empty_like(order)
-    np.put_along_axis(found, order, np.take_along_axis(order, at, axis=1), axis=1)
-    return np.where(codes > 0, found, -1)
+    first_column = np.empty_like(order)
+    np.put_along_axis(first_column, order, np.take_along_axis(order, at, axis=1), axis=1)
+    return np.where(codes > 0, first_column, -1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Part:
-    """States to walk over one trie, in columns of the automaton."""
+class WalkPlan:
+    """States, and the trie to walk them over, in columns of the automaton."""
 
     states: np.ndarray
     trie: Trie
 
 
-class Readers:
-    """Finds for states of each rule the trie to walk them over."""
+class WalkPlanner:
+    """Finds for states of each rule the trie to walk them over.
+
+    Attributes:
+      rule: int [S], the rule of each state.
+      called: bool [R], rules that have a caller, and those that such a rule hands its frame on to. The frames of other rules
+        are never left.
+    """
 
     def __init__(self, moves: Moves, tries: TokenTries):
         pushdown, rules = moves.pushdown, len(moves.pushdown.names)
-        self.moves, self.tries, self.rule = moves, tries, pushdown.rule
+        self.rule = pushdown.rule
+        self._moves, self._tries = moves, tries
         live = moves.target > 0
-        look = np.where(live, (mix(moves.target) + mix(moves.pushed)) * mix(np.arange(len(live)))[:, None], np.uint64(0))
-        self.look = np.zeros((rules, look.shape[1]), np.uint64)
-        np.add.at(self.look, pushdown.rule[1:], look[1:])
+        signature = (mix(moves.target) + mix(moves.pushed)) * mix(np.arange(len(live)))[:, None]
+        signature = np.where(live, signature, np.uint64(0))
+        self._signature = np.zeros((rules, signature.shape[1]), np.uint64)  # of what a rule's states make of each column
+        np.add.at(self._signature, pushdown.rule[1:], signature[1:])
         sources, columns = np.nonzero(live)
-        # Rules whose states a walk within the frame can get to.
-        caller, called = pushdown.rule[sources], pushdown.rule[moves.target[sources, columns]]
+        caller, callee = pushdown.rule[sources], pushdown.rule[moves.target[sources, columns]]
         calls = moves.pushed[sources, columns] > 0
-        tails = np.stack([caller, called], axis=1)[~calls & (caller != called)]
-        self.edges = np.unique(np.stack([caller, called], axis=1)[caller != called], axis=0)
-        # Rules that have a caller, and those that such a rule hands its frame on to: frames of others are never left.
-        self.called = np.zeros(rules, bool)
-        self.called[called[calls]] = True
+        tail_calls = np.stack([caller, callee], axis=1)[~calls & (caller != callee)]
+        # Rules whose states a walk within the frame can get to.
+        self._edges = np.unique(np.stack([caller, callee], axis=1)[caller != callee], axis=0)
+        called = np.zeros(rules, bool)
+        called[callee[calls]] = True
         sources, columns = np.nonzero(live & (pushdown.push >= 0))
-        self.called[pushdown.rule[pushdown.target[sources, columns]]] = True
+        called[pushdown.rule[pushdown.target[sources, columns]]] = True
         sources, columns = np.nonzero((pushdown.target > 0) & (pushdown.push < 0))
         steps = np.stack([pushdown.rule[sources], pushdown.rule[pushdown.target[sources, columns]]], axis=1)
-        tails = np.unique(np.concatenate([tails, steps[steps[:, 0] != steps[:, 1]]]), axis=0)
-        while not self.called[tails[self.called[tails[:, 0]], 1]].all():
-            self.called[tails[self.called[tails[:, 0]], 1]] = True
+        tail_calls = np.unique(np.concatenate([tail_calls, steps[steps[:, 0] != steps[:, 1]]]), axis=0)
+        self.called = _closure(called, tail_calls)
 
-    def parts(self, states: np.ndarray) -> list[Part]:
+    def plan(self, states: np.ndarray) -> list[WalkPlan]:
         """`states`, by the tries to walk them over."""
         joined: dict[bytes, tuple[np.ndarray, list[np.ndarray]]] = {}
         rules = self.rule[states]
         for rule in np.unique(rules):
-            inside = self._reach(int(rule))
-            look = self.look[inside].sum(axis=0, dtype=np.uint64)
-            key = np.unique(look, return_inverse=True)[1].reshape(-1).tobytes()  # rules that see the same bytes go together
+            inside = np.zeros(len(self._signature), bool)
+            inside[rule] = True
+            inside = _closure(inside, self._edges)
+            signature = self._signature[inside].sum(axis=0, dtype=np.uint64)
+            # Rules that see the same bytes go together.
+            key = np.unique(signature, return_inverse=True)[1].reshape(-1).tobytes()
             reach, members = joined.setdefault(key, (np.zeros(len(inside), bool), []))
             reach |= inside
             members.append(states[rules == rule])
-        parts = []
+        plans = []
         for reach, members in joined.values():
             states = np.concatenate(members)
             inside = reach[self.rule]
             inside[0] = False
-            contexts = Contexts(self.moves, inside, states)
-            parts.append(Part(states, self.tries.folded(contexts.key(), contexts)))
-        return parts
+            readers = ReaderSets(self._moves, inside, states)
+            plans.append(WalkPlan(states, self._tries.folded(readers.key(), readers)))
+        return plans
 
-    def _reach(self, rule: int) -> np.ndarray:
-        inside = np.zeros(len(self.look), bool)
-        inside[rule] = True
-        while not inside[self.edges[inside[self.edges[:, 0]], 1]].all():
-            inside[self.edges[inside[self.edges[:, 0]], 1]] = True
-        return inside
+
+def _closure(members: np.ndarray, edges: np.ndarray) -> np.ndarray:
+    """`members`, bool [R], and all that `edges`, int [E, 2], lead to from them."""
+    members = members.copy()
+    while not members[edges[members[edges[:, 0]], 1]].all():
+        members[edges[members[edges[:, 0]], 1]] = True
+    return members

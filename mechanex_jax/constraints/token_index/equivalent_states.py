@@ -36,7 +36,7 @@ class Refinement:
         size, width = moves.target.shape
         self.salt = mix(np.arange(1000, 1000 + width))
         self.label_salt = mix(np.arange(5000, 5000 + pushdown.returns.shape[1]))
-        # Who has to look again when a state's block changes: it leads there, or may return there.
+        # States whose signature changes with a state's block: they lead to it, or may return to it.
         after, before = [moves.target.reshape(-1).astype(np.int64)], [np.repeat(np.arange(size), width)]
         calls, columns = np.nonzero(moves.pushed)
         for position in range(moves.lists.shape[1]):
@@ -45,15 +45,15 @@ class Refinement:
                 after.append(pushdown.returns[sites[sites >= 0], label].astype(np.int64))
                 before.append(calls[sites >= 0])
         keys = np.unique(np.concatenate(after) * size + np.concatenate(before))
-        keys = keys[keys >= size]  # nobody depends on the dead state
-        self.before = keys % size
-        self.first = np.searchsorted(keys // size, np.arange(size + 1))
+        keys = keys[keys >= size]  # none depends on the dead state
+        self._sources = keys % size
+        self._first = np.searchsorted(keys // size, np.arange(size + 1))
 
-    def _look(self, block: np.ndarray, states: np.ndarray) -> np.ndarray:
+    def _signature(self, block: np.ndarray, states: np.ndarray) -> np.ndarray:
         """The signature of each of `states` under the current blocks."""
         moves = self.moves
         hashed = mix(block)
-        found = hashed[moves.target[states]]
+        steps = hashed[moves.target[states]]
         pushed = moves.pushed[states]
         if pushed.any():
             lists = np.unique(pushed)
@@ -61,8 +61,8 @@ class Refinement:
             back = mix(hashed[moves.pushdown.returns[sites]] * self.label_salt).sum(axis=-1, dtype=np.uint64)
             order = mix(np.arange(9000, 9000 + sites.shape[1]))
             of_list = np.where(sites >= 0, mix(back * order), np.uint64(0)).sum(axis=-1, dtype=np.uint64)
-            found = found + mix(of_list)[np.searchsorted(lists, pushed)]
-        return (mix(found * self.salt)).sum(axis=1, dtype=np.uint64) + hashed[states]
+            steps = steps + mix(of_list)[np.searchsorted(lists, pushed)]
+        return (mix(steps * self.salt)).sum(axis=1, dtype=np.uint64) + hashed[states]
 
     def run(self, signature: np.ndarray, rounds: int) -> np.ndarray:
         """Blocks [S] after so many rounds, starting from equal values of `signature` [S]."""
@@ -73,25 +73,26 @@ class Refinement:
         for _ in range(rounds):
             if not len(dirty):
                 break
-            keys, group = np.unique(self._look(block, dirty), return_inverse=True)
+            keys, group = np.unique(self._signature(block, dirty), return_inverse=True)
             group = group.reshape(-1)
             count = np.bincount(group, minlength=len(keys))
             old = np.zeros(len(keys), np.int64)
             old[group] = block[dirty]
-            looked = np.bincount(block[dirty], minlength=len(size))
-            # A block that was looked at as a whole keeps its number for its largest part.
+            members = np.bincount(block[dirty], minlength=len(size))
+            # A block of which all members are dirty keeps its number for its largest part.
             keeps = np.zeros(len(keys), bool)
             order = np.lexsort((-count, old))
             heads = order[np.flatnonzero(np.diff(old[order], prepend=-1))]
-            keeps[heads] = looked[old[heads]] == size[old[heads]]
+            keeps[heads] = members[old[heads]] == size[old[heads]]
             number = np.where(keeps, old, 0)
             number[~keeps] = len(size) + np.arange(int((~keeps).sum()))
             changed = dirty[~keeps[group]]
             size = np.concatenate([size, count[~keeps]])
             np.subtract.at(size, old[~keeps], count[~keeps])
             block[dirty] = number[group]
-            dirty = np.unique(self._before(changed)) if len(changed) else changed
+            dirty = np.unique(self._dependent(changed)) if len(changed) else changed
         return np.unique(block, return_inverse=True)[1].reshape(-1)
 
-    def _before(self, states: np.ndarray) -> np.ndarray:
-        return self.before[ranges(self.first[states], self.first[states + 1])]
+    def _dependent(self, states: np.ndarray) -> np.ndarray:
+        """The states whose signature depends on the block of one of `states`."""
+        return self._sources[ranges(self._first[states], self._first[states + 1])]

@@ -3,165 +3,196 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.token_index import trie as tries
-from mechanex_jax.constraints.token_index.tokens_to_finish import FAR
-from mechanex_jax.constraints.token_index.transitions import Outcomes
+from mechanex_jax.constraints.token_index.tokens_to_finish import UNREACHABLE
+from mechanex_jax.constraints.token_index.transitions import Transitions
 from mechanex_jax.constraints.token_index.trie_walk import Walker
 from mechanex_jax.errors import ConstraintError
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
-_CELLS = 40_000_000  # of the table
+_MOST_CELLS = 40_000_000  # of the table
+_POSITIONS = 1 << 16  # a token and a position in it, as one number
 
 
-class _Names:
-    """Rests of tokens, spelled in the automaton's byte classes, so that those which no state tells apart are one."""
+class SuffixTables(NamedTuple):
+    """Fields of `build.Tables`, by the same names."""
 
-    def __init__(self) -> None:
-        self.number: dict[bytes, int] = {}
-
-    def of(self, text: bytes) -> int:
-        return self.number.setdefault(text, len(self.number))
+    suffix_row: np.ndarray
+    suffix_code: np.ndarray
+    suffix_distance: np.ndarray
+    first_group: np.ndarray
+    group_suffix: np.ndarray
+    group_label: np.ndarray
+    first_entry: np.ndarray
+    entry_token: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Rests:
-    """Rest and return row: rests are numbered from 0, rows from 1 (row 0 is for states that nothing returns to).
+class TokenSuffixes:
+    """All suffixes, numbered from 0, and what return states make of them, in rows from 1 (row 0: nothing returns there).
 
     Attributes:
-      outcomes: the walks.
-      leaving: (block, token, rest, label) of each token that leaves its frame.
-      count: of the rests.
+      transitions: the walks.
+      leaving: (block, token, suffix, label) of each token that leaves its frame.
+      count: the number of suffixes.
       row_of_state: int [S].
       states: the state walked for each row.
-      ends: (row, rest, node) where the rest ends within the frame.
-      again: (row, rest, rest left, label) where it leaves that frame too.
+      staying: (row, suffix, node) where the suffix ends within the frame.
+      leaving_again: (row, suffix, next suffix, label) where it leaves that frame too.
     """
 
-    outcomes: Outcomes
+    transitions: Transitions
     leaving: tuple[np.ndarray, ...]
     count: int
     row_of_state: np.ndarray
     states: np.ndarray
-    ends: tuple[np.ndarray, ...]
-    again: tuple[np.ndarray, ...]
+    staying: tuple[np.ndarray, ...]
+    leaving_again: tuple[np.ndarray, ...]
 
-    def table(self, value: np.ndarray, potential: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`rest` (with columns as rests are numbered here) and `rest_ends` of `tables.Tables`."""
-        labels = value.shape[1]
-        if (len(self.states) + 1) * max(self.count, 1) > _CELLS:
+    def tables(self, node_distance: np.ndarray, base_distance: np.ndarray) -> SuffixTables:
+        """What the device reads.
+
+        Args:
+          node_distance: int32 [N, K], distances of all nodes.
+          base_distance: int32 [S, K], what `suffix_distance` is relative to.
+
+        Raises:
+          ConstraintError: the table of suffixes and return states is too large.
+        """
+        labels = node_distance.shape[1]
+        codes, suffix_distance = self._codes(node_distance, base_distance)
+        codes, image = self._merged(codes, labels)
+        block, token, suffix, label = self.leaving
+        live = np.any(codes != 0, axis=0)[image[suffix]] if len(suffix) else np.zeros(0, bool)
+        block, token, suffix, label = block[live], token[live], image[suffix[live]], label[live]
+        columns = max(codes.shape[1], 1)
+        keys = (block * columns + suffix) * labels + label
+        order = np.lexsort((token, keys))
+        groups, first_entry = np.unique(keys[order], return_index=True)
+        blocks = len(self.transitions.representative)
+        return SuffixTables(
+            suffix_row=self.row_of_state,
+            suffix_code=codes if self.count else np.zeros((len(codes), 1), np.int64),
+            suffix_distance=suffix_distance,
+            first_group=np.searchsorted(groups // (columns * labels), np.arange(blocks + 1)),
+            group_suffix=groups // labels % columns,
+            group_label=groups % labels,
+            first_entry=np.append(first_entry, len(order)),
+            entry_token=token[order],
+        )
+
+    def _codes(self, node_distance: np.ndarray, base_distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """`suffix_code`, with columns as suffixes are numbered here, and `suffix_distance`."""
+        labels = node_distance.shape[1]
+        if (len(self.states) + 1) * max(self.count, 1) > _MOST_CELLS:
             raise ConstraintError(
-                f"The constraint is too large: {self.count:,} rests of tokens meet {len(self.states):,} kinds of return. "
+                f"The constraint is too large: {self.count:,} suffixes of tokens meet {len(self.states):,} kinds of return. "
                 "Use smaller bounds."
             )
-        table = np.zeros((len(self.states) + 1, self.count), np.int64)
-        row, rest, node = self.ends
-        needed = value[node]
-        live = (needed < FAR).any(axis=1)
-        row, rest, needed = row[live], rest[live], needed[live]
-        relative = np.where(needed < FAR, needed - potential[self.states[row - 1]], FAR)
-        ends, number = np.unique(relative.reshape(-1, labels), axis=0, return_inverse=True)
-        table[row, rest] = 1 + number.reshape(-1)
-        row, rest, left, label = self.again
-        table[row, rest] = -1 - (left * labels + label)
-        while True:  # a rest that nothing can be made of is none; so are those that come to it
-            dead = np.all(table == 0, axis=0)
-            lost = (table < 0) & dead[(-1 - np.minimum(table, -1)) // labels]
+        codes = np.zeros((len(self.states) + 1, self.count), np.int64)
+        row, suffix, node = self.staying
+        needed = node_distance[node]
+        live = (needed < UNREACHABLE).any(axis=1)
+        row, suffix, needed = row[live], suffix[live], needed[live]
+        relative = np.where(needed < UNREACHABLE, needed - base_distance[self.states[row - 1]], UNREACHABLE)
+        distances, number = np.unique(relative.reshape(-1, labels), axis=0, return_inverse=True)
+        codes[row, suffix] = 1 + number.reshape(-1)
+        row, suffix, next_suffix, label = self.leaving_again
+        codes[row, suffix] = -1 - (next_suffix * labels + label)
+        while True:  # a suffix that nothing can be made of is none; so are those that come to it
+            dead = np.all(codes == 0, axis=0)
+            lost = (codes < 0) & dead[(-1 - np.minimum(codes, -1)) // labels]
             if not lost.any():
-                return table, ends
-            table[lost] = 0
+                return codes, distances
+            codes[lost] = 0
 
-    def lists(self, table: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Rests of one column become one.
-
-        Returns:
-          first_group, group_rest, group_label, first_entry, entry_token and rest of `tables.Tables`.
-        """
-        labels = self.outcomes.distance.shape[1]
+    def _merged(self, codes: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The table with suffixes of one column made one, and the new number of each suffix."""
         image = np.arange(self.count)
         width = self.count + 1
         while self.count:
-            again = table < 0
-            left, label = np.divmod(-1 - np.minimum(table, -1), labels)
-            renamed = np.where(again, -1 - (image[left] * labels + label), table)
+            again = codes < 0
+            next_suffix, label = np.divmod(-1 - np.minimum(codes, -1), labels)
+            renamed = np.where(again, -1 - (image[next_suffix] * labels + label), codes)
             columns, first, number = np.unique(renamed, axis=1, return_index=True, return_inverse=True)
             image = number.reshape(-1)
             if columns.shape[1] >= width:
-                table = np.where(again, -1 - (image[left] * labels + label), table)[:, first]
-                break
+                return np.where(again, -1 - (image[next_suffix] * labels + label), codes)[:, first], image
             width = columns.shape[1]
-        block, token, rest, label = self.leaving
-        live = np.any(table != 0, axis=0)[image[rest]] if len(rest) else np.zeros(0, bool)
-        block, token, rest, label = block[live], token[live], image[rest[live]], label[live]
-        columns = max(table.shape[1], 1)
-        keys = (block * columns + rest) * labels + label
-        order = np.lexsort((token, keys))
-        groups, first_entry = np.unique(keys[order], return_index=True)
-        first_group = np.searchsorted(groups // (columns * labels), np.arange(len(self.outcomes.walked) + 1))
-        if not self.count:
-            table = np.zeros((len(table), 1), np.int64)
-        return first_group, groups // labels % columns, groups % labels, np.append(first_entry, len(order)), token[order], table
+        return codes, image
 
 
-def rests(walker: Walker, outcomes: Outcomes, vocabulary: Vocabulary) -> Rests:
-    """All rests, and all that return states make of them, to the last."""
+def token_suffixes(walker: Walker, transitions: Transitions, vocabulary: Vocabulary) -> TokenSuffixes:
+    """Find all suffixes, and all that return states make of them, to the last."""
     pushdown = walker.moves.pushdown
     back = np.unique(pushdown.returns[pushdown.returns > 0])
-    names = _Names()
-    leaving = _leaving(outcomes, vocabulary, pushdown, np.any(pushdown.target[back] > 0, axis=0), names)
-    blocks = np.unique(outcomes.block[back])
-    states = outcomes.walked[blocks]
-    row_of_block = np.zeros(len(outcomes.walked), np.int64)
+    # Suffixes are spelled in the automaton's byte classes, so that those which no state tells apart are one.
+    numbers: dict[bytes, int] = {}
+    leaving = _leaving(transitions, vocabulary, pushdown, np.any(pushdown.target[back] > 0, axis=0), numbers)
+    blocks = np.unique(transitions.block[back])
+    states = transitions.representative[blocks]
+    row_of_block = np.zeros(len(transitions.representative), np.int64)
     row_of_block[blocks] = 1 + np.arange(len(blocks))
-    row_of_state = np.zeros(len(outcomes.block), np.int64)
-    row_of_state[back] = row_of_block[outcomes.block[back]]
-    ends: list[tuple[np.ndarray, ...]] = []
-    again: list[tuple[np.ndarray, ...]] = []
+    row_of_state = np.zeros(len(transitions.block), np.int64)
+    row_of_state[back] = row_of_block[transitions.block[back]]
+    staying: list[tuple[np.ndarray, ...]] = []
+    leaving_again: list[tuple[np.ndarray, ...]] = []
     done = 0
-    while done < len(names.number) and len(states):
-        texts = list(names.number)[done:]
-        low, done = done, len(names.number)
+    while done < len(numbers) and len(states):
+        texts = list(numbers)[done:]
+        low, done = done, len(numbers)
         trie = tries.of_strings(texts)
-        reached, left = walker.walk(trie, states, leave_at_once=True)
-        item = trie.items[trie.enter[reached.node]]  # the texts differ: one at each node
-        ends.append((1 + reached.origin, low + item, outcomes.configurations.nodes(reached.state, reached.stack)))
-        counts = trie.leave[left.node] - trie.enter[left.node]
-        item = trie.items[tries.ranges(trie.enter[left.node], trie.leave[left.node])]
-        depth = np.repeat(left.depth, counts)
-        pairs, which = np.unique(item * (1 << 16) + depth, return_inverse=True)
-        further = np.array([names.of(texts[pair >> 16][pair & 0xFFFF :]) for pair in pairs.tolist()], np.int64)
-        again.append(
-            (1 + np.repeat(left.origin, counts), low + item, further[which.reshape(-1)], np.repeat(left.label, counts))
-        )
-    none = (np.zeros(0, np.int64),)
-    joined = lambda parts, width: tuple(np.concatenate(c) for c in zip(*parts, strict=True)) if parts else none * width
-    return Rests(outcomes, leaving, len(names.number), row_of_state, states, joined(ends, 3), joined(again, 4))
+        reached, exited = walker.walk(trie, states, leave_at_once=True)
+        suffix = low + trie.items[trie.first_item[reached.node]]  # the texts differ: one at each node
+        node = transitions.configurations.nodes(reached.state, reached.stack)
+        staying.append((1 + reached.origin, suffix, node))
+        item, counts = trie.items_below(exited.node)
+        pairs, which = np.unique(item.astype(np.int64) * _POSITIONS + np.repeat(exited.depth, counts), return_inverse=True)
+        next_suffix = [_number(numbers, texts[pair // _POSITIONS][pair % _POSITIONS :]) for pair in pairs.tolist()]
+        origin, label = np.repeat(exited.origin, counts), np.repeat(exited.label, counts)
+        leaving_again.append((1 + origin, low + item, np.array(next_suffix, np.int64)[which.reshape(-1)], label))
+    none = np.zeros(0, np.int64)
+    joined = lambda parts, width: tuple(map(np.concatenate, zip(*parts, strict=True))) if parts else (none,) * width
+    return TokenSuffixes(
+        transitions,
+        leaving,
+        len(numbers),
+        row_of_state,
+        states,
+        joined(staying, 3),
+        joined(leaving_again, 4),
+    )
+
+
+def _number(numbers: dict[bytes, int], suffix: bytes) -> int:
+    return numbers.setdefault(suffix, len(numbers))
 
 
 def _leaving(
-    outcomes: Outcomes, vocabulary: Vocabulary, pushdown: PushdownAutomaton, live: np.ndarray, names: _Names
+    transitions: Transitions, vocabulary: Vocabulary, pushdown: PushdownAutomaton, live: np.ndarray, numbers: dict[bytes, int]
 ) -> tuple[np.ndarray, ...]:
-    """Block, token, rest and label of the tokens that leave their frame; `live` are the columns some return state reads."""
-    block_of = np.full(len(outcomes.block), -1, np.int64)
-    block_of[outcomes.walked] = np.arange(len(outcomes.walked))
+    """Block, token, suffix and label of the tokens that leave their frame; `live` are the columns some return state reads."""
+    block_of = np.full(len(transitions.block), -1, np.int64)
+    block_of[transitions.representative] = np.arange(len(transitions.representative))
     spelled = pushdown.classes[vocabulary.bytes] if len(vocabulary.bytes) else vocabulary.bytes
     spelling, ends = spelled.astype(np.uint8).tobytes(), vocabulary.offsets
     parts = []
-    for group in outcomes.groups:
-        trie, left = group.trie, group.left
-        owner = block_of[left.origin]
+    for walk in transitions.walks:
+        exited = walk.exited
+        owner = block_of[exited.origin]
         kept = owner >= 0
-        owner, node, depth, label = owner[kept], left.node[kept], left.depth[kept], left.label[kept]
-        counts = trie.leave[node] - trie.enter[node]
-        token = trie.items[tries.ranges(trie.enter[node], trie.leave[node])]
-        owner, depth, label = (np.repeat(column, counts) for column in (owner, depth, label))
+        token, counts = walk.trie.items_below(exited.node[kept])
+        owner, depth, label = (np.repeat(column[kept], counts) for column in (owner, exited.depth, exited.label))
         kept = live[spelled[ends[token] + depth]]
         parts.append((owner[kept], token[kept].astype(np.int64), depth[kept], label[kept]))
     block, token, depth, label = (np.concatenate(column) for column in zip(*parts, strict=True))
-    pairs, which = np.unique(token * (1 << 16) + depth, return_inverse=True)
-    low, high = (ends[pairs >> 16] + (pairs & 0xFFFF)).tolist(), ends[(pairs >> 16) + 1].tolist()
-    numbers = np.array([names.of(spelling[a:b]) for a, b in zip(low, high, strict=True)], np.int64)
-    return block, token, numbers[which.reshape(-1)], label
+    pairs, which = np.unique(token * _POSITIONS + depth, return_inverse=True)
+    token_of_pair, position = pairs // _POSITIONS, pairs % _POSITIONS
+    low, high = (ends[token_of_pair] + position).tolist(), ends[token_of_pair + 1].tolist()
+    suffix = np.array([_number(numbers, spelling[a:b]) for a, b in zip(low, high, strict=True)], np.int64)
+    return block, token, suffix[which.reshape(-1)], label

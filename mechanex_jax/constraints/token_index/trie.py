@@ -5,14 +5,39 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 _WIDTH = 256
-_REMEMBERED = 24
+_MOST_FOLDED, _MOST_VOCABULARIES = 24, 4  # how many are remembered
+
+
+class ByteContexts(Protocol):
+    """Numbered sets of states that may be reading at a node of a trie, and what bytes each of them tells apart.
+
+    Attributes:
+      begin: the set at the root.
+      classes: int [256] of each set, the column of an automaton that stands for a byte; -1 if no text has the byte.
+      closed: bool [C] of each set, the columns that no state in it reads.
+    """
+
+    begin: int
+    classes: list[np.ndarray]
+    closed: list[np.ndarray]
+
+    def after(self, number: int, column: int) -> int:
+        """The set that may be reading once set `number` has read `column`."""
+        ...
+
+
+def ranges(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The numbers `low[0] .. high[0] - 1, low[1] .. high[1] - 1, ...` in one array."""
+    counts = high - low
+    total = int(counts.sum())
+    return np.arange(total) + np.repeat(low - np.cumsum(counts) + counts, counts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -20,23 +45,25 @@ class Trie:
     """Nodes level by level, siblings side by side, the root first. A node may hold several items (tokens).
 
     Attributes:
-      first: int32 [N + 1]; the children of node n are `first[n] .. first[n + 1] - 1`.
+      first_child: int32 [N + 1]; the children of node n are `first_child[n] .. first_child[n + 1] - 1`.
       column: int32 [N], what leads to the node: a byte, or a column of an automaton in a folded trie; -1 at the root.
       levels: the first node of each level, and N behind the last.
-      enter, own, leave: int32 [N]; `items[enter[n] : own[n]]` end at node n, `items[enter[n] : leave[n]]` at or below it.
+      first_item, end_own, end_below: int32 [N]; `items[first_item[n] : end_own[n]]` end at node n,
+        `items[first_item[n] : end_below[n]]` at or below it.
       items: int32, depth first.
     """
 
-    first: np.ndarray
+    first_child: np.ndarray
     column: np.ndarray
     levels: np.ndarray
-    enter: np.ndarray
-    own: np.ndarray
-    leave: np.ndarray
+    first_item: np.ndarray
+    end_own: np.ndarray
+    end_below: np.ndarray
     items: np.ndarray
 
     @property
     def size(self) -> int:
+        """The number of nodes, N."""
         return len(self.column)
 
     @property
@@ -44,25 +71,32 @@ class Trie:
         """The length of the longest string."""
         return len(self.levels) - 2
 
-    def fold(self, contexts: Any) -> Trie:
-        """The same strings, as far as they can be told apart.
+    def items_at(self, nodes: np.ndarray) -> np.ndarray:
+        """The items that end at each of `nodes`, one node's after another's."""
+        return self.items[ranges(self.first_item[nodes], self.end_own[nodes])]
 
-        Args:
-          contexts: numbered sets of readers, `begin` at the root. Set n reads byte b as column `classes[n][b]`, and is set
-            `after(n, column)` then. Strings with a byte of -1 are left out. What comes behind a column of `closed[n]` is
-            not told apart: such strings are items of the node that the column leads to.
+    def items_below(self, nodes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The items that end at or below each of `nodes`, one node's after another's, and how many each node has."""
+        low, high = self.first_item[nodes], self.end_below[nodes]
+        return self.items[ranges(low, high)], high - low
+
+    def fold(self, contexts: ByteContexts) -> Trie:
+        """The same strings, as far as `contexts` tell them apart: in columns instead of bytes.
+
+        Strings with a byte that no text has are left out. What comes behind a column of `closed` is not told apart: such
+        strings are items of the node that the column leads to.
         """
-        number = np.full(self.size, -1, np.int64)  # each node's image
-        number[0] = 0
+        image = np.full(self.size, -1, np.int64)  # each node's node in the folded trie
+        image[0] = 0
         parents, labels, sizes = [np.array([-1])], [np.array([-1])], [0, 1]
         closed, context = [np.zeros(1, bool)], np.array([contexts.begin])  # of the last level of images
         is_closed = closed[0]
-        source = np.repeat(np.arange(self.size), np.diff(self.first))
+        source = np.repeat(np.arange(self.size), np.diff(self.first_child))
         for low, high in pairwise(self.levels[1:]):
-            parent = number[source[low - 1 : high - 1]]
+            parent = image[source[low - 1 : high - 1]]
             inside = parent >= 0
             inside[inside] = is_closed[parent[inside]]
-            number[low:high][inside] = parent[inside]
+            image[low:high][inside] = parent[inside]
             live = np.flatnonzero((parent >= 0) & ~inside)
             up = parent[live] - sizes[-2]  # open nodes have their children on the next level
             column = np.stack(contexts.classes)[context[up], self.column[low + live]]
@@ -71,49 +105,52 @@ class Trie:
                 if inside.any():
                     continue
                 break
-            keys, image = np.unique(up * _WIDTH + column, return_inverse=True)
-            number[low + live] = sizes[-1] + image
+            keys, number = np.unique(up * _WIDTH + column, return_inverse=True)
+            image[low + live] = sizes[-1] + number
             up, column = keys // _WIDTH, keys % _WIDTH
             parents.append(sizes[-2] + up)
             labels.append(column)
             pairs, which = np.unique(context[up] * _WIDTH + column, return_inverse=True)
             ends = np.array([contexts.closed[pair // _WIDTH][pair % _WIDTH] for pair in pairs.tolist()])
-            sets = [
+            after = [
                 0 if end else contexts.after(pair // _WIDTH, pair % _WIDTH)
                 for pair, end in zip(pairs.tolist(), ends, strict=True)
             ]
-            context, closed = np.array(sets)[which.reshape(-1)], [*closed, ends[which.reshape(-1)]]
+            context, closed = np.array(after)[which.reshape(-1)], [*closed, ends[which.reshape(-1)]]
             is_closed = np.concatenate(closed)
             sizes.append(sizes[-1] + len(keys))
-        owner = np.repeat(number, self.own - self.enter)
-        held = self.items[ranges(self.enter, self.own)]
-        return _assemble(parents, labels, sizes, owner[owner >= 0], held[owner >= 0])
+        owner = np.repeat(image, self.end_own - self.first_item)
+        items = self.items[ranges(self.first_item, self.end_own)]
+        return _assemble(parents, labels, sizes, owner[owner >= 0], items[owner >= 0])
 
 
-def ranges(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """Concatenate integer ranges: `low[0] .. high[0] - 1, low[1] .. high[1] - 1, ...`."""
-    counts = high - low
-    return np.arange(int(counts.sum())) + np.repeat(low - np.cumsum(counts) + counts, counts)
-
-
-def _assemble(parents: list, labels: list, sizes: list[int], owner: np.ndarray, held: np.ndarray) -> Trie:
-    """A trie from its levels; item `held[i]` ends at node `owner[i]`."""
+def _assemble(
+    parents: list[np.ndarray], labels: list[np.ndarray], sizes: list[int], owner: np.ndarray, items: np.ndarray
+) -> Trie:
+    """A trie from its levels; `items[i]` ends at node `owner[i]`."""
     size = sizes[-1]
     parent, column = np.concatenate(parents), np.concatenate(labels).astype(np.int32)
-    first = np.searchsorted(parent, np.arange(size + 1)).astype(np.int32)
+    first_child = np.searchsorted(parent, np.arange(size + 1)).astype(np.int32)
     own = np.bincount(owner, minlength=size)
     below = own.copy()
     for low, high in zip(reversed(sizes[:-1]), reversed(sizes[1:]), strict=True):
         total = np.concatenate([[0], np.cumsum(below)])
-        below[low:high] += total[first[low + 1 : high + 1]] - total[first[low:high]]
+        below[low:high] += total[first_child[low + 1 : high + 1]] - total[first_child[low:high]]
     before = np.concatenate([[0], np.cumsum(below)])
-    enter = np.zeros(size, np.int64)
+    first_item = np.zeros(size, np.int64)
     for low, high in pairwise(sizes[1:]):
         up = parent[low:high]
-        enter[low:high] = enter[up] + own[up] + before[low:high] - before[first[up]]
-    order = np.argsort(enter[owner], kind="stable")
-    as_int = lambda array: array.astype(np.int32)
-    return Trie(first, column, np.array(sizes), as_int(enter), as_int(enter + own), as_int(enter + below), as_int(held[order]))
+        first_item[low:high] = first_item[up] + own[up] + before[low:high] - before[first_child[up]]
+    order = np.argsort(first_item[owner], kind="stable")
+    return Trie(
+        first_child,
+        column,
+        np.array(sizes),
+        first_item.astype(np.int32),
+        (first_item + own).astype(np.int32),
+        (first_item + below).astype(np.int32),
+        items[order].astype(np.int32),
+    )
 
 
 def build(offsets: np.ndarray, data: np.ndarray, items: np.ndarray) -> Trie:
@@ -125,10 +162,10 @@ def build(offsets: np.ndarray, data: np.ndarray, items: np.ndarray) -> Trie:
     parents, labels, sizes = [np.array([-1])], [np.array([-1])], [0, 1]
     for level in range(int(length.max(initial=0))):
         live = live[length[live] > level]
-        keys, image = np.unique(node[live] * 256 + data[start[live] + level], return_inverse=True)
-        node[live] = sizes[-1] + image
-        parents.append(keys // 256)
-        labels.append(keys % 256)
+        keys, number = np.unique(node[live] * _WIDTH + data[start[live] + level], return_inverse=True)
+        node[live] = sizes[-1] + number
+        parents.append(keys // _WIDTH)
+        labels.append(keys % _WIDTH)
         sizes.append(sizes[-1] + len(keys))
     return _assemble(parents, labels, sizes, node, items)
 
@@ -150,13 +187,13 @@ class TokenTries:
         self.trie = build(vocabulary.offsets, vocabulary.bytes, np.flatnonzero(usable))
         self._folded: dict[bytes, Trie] = {}
 
-    def folded(self, key: bytes, contexts: Any) -> Trie:
+    def folded(self, key: bytes, contexts: ByteContexts) -> Trie:
         """`Trie.fold`, remembered for the last few keys."""
-        found = self._folded.pop(key, None) or self.trie.fold(contexts)
-        while len(self._folded) >= _REMEMBERED:
+        trie = self._folded.pop(key, None) or self.trie.fold(contexts)
+        while len(self._folded) >= _MOST_FOLDED:
             self._folded.pop(next(iter(self._folded)), None)
-        self._folded[key] = found
-        return found
+        self._folded[key] = trie
+        return trie
 
 
 _tries: dict[tuple[str, tuple[int, ...]], TokenTries] = {}
@@ -166,7 +203,7 @@ def tries_of(vocabulary: Vocabulary, without: tuple[int, ...]) -> TokenTries:
     """The tries of a vocabulary's tokens other than `without`. The last few vocabularies are remembered."""
     key = (vocabulary.fingerprint, without)
     if key not in _tries:
-        while len(_tries) >= 4:
+        while len(_tries) >= _MOST_VOCABULARIES:
             _tries.pop(next(iter(_tries)), None)
         _tries[key] = TokenTries(vocabulary, without)
     return _tries[key]

@@ -15,22 +15,22 @@ from mechanex_jax.errors import ConstraintError
 _FRONTIER = 3_000_000  # pairs handled at once; bounds the memory
 
 
-class Keys:
-    """Numbers for integer keys, handed out in order of appearance, with whole arrays at a time."""
+class KeyNumbering:
+    """Numbers integer keys in the order in which they come up, whole arrays at a time."""
 
     def __init__(self) -> None:
         self._sorted = np.zeros(0, np.int64)
         self._number = np.zeros(0, np.int64)
         self.count = 0
 
-    def of(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def number(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The number of each key, and the keys that are new, in the order of their numbers."""
-        wanted, inverse = np.unique(keys, return_inverse=True)
-        at = np.searchsorted(self._sorted, wanted)
-        known = np.zeros(len(wanted), bool)
+        distinct, inverse = np.unique(keys, return_inverse=True)
+        at = np.searchsorted(self._sorted, distinct)
+        known = np.zeros(len(distinct), bool)
         inside = at < len(self._sorted)
-        known[inside] = self._sorted[at[inside]] == wanted[inside]
-        fresh = wanted[~known]
+        known[inside] = self._sorted[at[inside]] == distinct[inside]
+        fresh = distinct[~known]
         if len(fresh):
             numbers = self.count + np.arange(len(fresh))
             self.count += len(fresh)
@@ -38,7 +38,7 @@ class Keys:
             self._number = np.concatenate([self._number, numbers])
             order = np.argsort(self._sorted, kind="stable")
             self._sorted, self._number = self._sorted[order], self._number[order]
-            at = np.searchsorted(self._sorted, wanted)
+            at = np.searchsorted(self._sorted, distinct)
         return self._number[at][inverse.reshape(-1)], fresh
 
 
@@ -47,11 +47,11 @@ class Stacks:
 
     def __init__(self, sites: int):
         self.parent, self.site, self.height = np.zeros(1, np.int64), np.full(1, -1, np.int64), np.zeros(1, np.int64)
-        self._sites, self._keys = max(sites, 1), Keys()
+        self._sites, self._numbering = max(sites, 1), KeyNumbering()
 
     def push(self, stacks: np.ndarray, sites: np.ndarray) -> np.ndarray:
         """Each of `stacks` with one site on top."""
-        numbers, fresh = self._keys.of(stacks * self._sites + sites)
+        numbers, fresh = self._numbering.number(stacks * self._sites + sites)
         if len(fresh):
             self.parent = np.concatenate([self.parent, fresh // self._sites])
             self.site = np.concatenate([self.site, fresh % self._sites])
@@ -75,7 +75,7 @@ class Reached(NamedTuple):
     stack: np.ndarray
 
 
-class Left(NamedTuple):
+class Exited(NamedTuple):
     """Where walks left the frame that they began in, and with which label: having read `depth` bytes, but not `node`'s last."""
 
     origin: np.ndarray
@@ -140,35 +140,35 @@ class Walker:
           state (0: dead or left), stack, and the label with which the frame at the walk's bottom was left, else -1.
         """
         moves, pushdown = self.moves, self.moves.pushdown
-        left = np.full(len(state), -1, np.int64)
-        found = moves.target[state, column]
+        exit_label = np.full(len(state), -1, np.int64)
+        target = moves.target[state, column]
         source, stack = state, stack.copy()
-        waiting = np.flatnonzero((found == DEAD) & (pushdown.label[state] >= 0))
+        waiting = np.flatnonzero((target == DEAD) & (pushdown.label[state] >= 0))
         if len(waiting):
             source = state.copy()
         while len(waiting):
             label, top = pushdown.label[source[waiting]], stack[waiting]
             bottom = top == 0
-            left[waiting[bottom]] = label[bottom]
+            exit_label[waiting[bottom]] = label[bottom]
             waiting, label, top = waiting[~bottom], label[~bottom], top[~bottom]
             back = pushdown.returns[self.stacks.site[top], label]
             source[waiting], stack[waiting] = back, self.stacks.parent[top]
-            found[waiting] = moves.target[back, column[waiting]]
-            waiting = waiting[(found[waiting] == DEAD) & (pushdown.label[back] >= 0) & (back != DEAD)]
+            target[waiting] = moves.target[back, column[waiting]]
+            waiting = waiting[(target[waiting] == DEAD) & (pushdown.label[back] >= 0) & (back != DEAD)]
         pushed = moves.pushed[source, column]
-        calls = np.flatnonzero((pushed > 0) & (found != DEAD))
+        calls = np.flatnonzero((pushed > 0) & (target != DEAD))
         for position in range(moves.lists.shape[1]):
             if not len(calls):
                 break
             sites = moves.lists[pushed[calls], position]
             calls, sites = calls[sites >= 0], sites[sites >= 0]
             stack[calls] = self.stacks.push(stack[calls], sites)
-        return found, stack, left
+        return target, stack, exit_label
 
     def walk(
         self, trie: Trie, states: np.ndarray, stacks: np.ndarray | None = None, *, leave_at_once: bool
-    ) -> tuple[Reached, Left]:
-        """All strings of `trie` from each of `states` (walk i is `origin` i in the result).
+    ) -> tuple[Reached, Exited]:
+        """Read all strings of `trie` from each of `states` (walk i is `origin` i in the result).
 
         Args:
           trie: in columns of the automaton.
@@ -178,37 +178,37 @@ class Walker:
         """
         states = np.asarray(states, np.int64)
         begin = np.zeros(len(states), np.int64) if stacks is None else np.asarray(stacks, np.int64)
-        todo = [(0, np.arange(len(states)), np.zeros(len(states), np.int64), states, begin)]
+        pending = [(0, np.arange(len(states)), np.zeros(len(states), np.int64), states, begin)]
         reached: list[tuple[np.ndarray, ...]] = []
-        left: list[tuple[np.ndarray, ...]] = []
-        while todo:
+        exited: list[tuple[np.ndarray, ...]] = []
+        while pending:
             if time.monotonic() > self.deadline:
                 raise ConstraintError("The constraint is too large: its tables take too long to build. Use smaller bounds.")
-            depth, origin, node, state, stack = todo.pop()
-            counts = np.diff(trie.first)[node]
+            depth, origin, node, state, stack = pending.pop()
+            counts = np.diff(trie.first_child)[node]
             total = int(counts.sum())
             if total > _FRONTIER and len(origin) > 1:
                 half = len(origin) // 2
                 for part in (slice(half), slice(half, None)):
-                    todo.append((depth, origin[part], node[part], state[part], stack[part]))
+                    pending.append((depth, origin[part], node[part], state[part], stack[part]))
                 continue
             if not total:
                 continue
-            child = ranges(trie.first[node], trie.first[node + 1])
+            child = ranges(trie.first_child[node], trie.first_child[node + 1])
             column = trie.column[child]
             item = np.repeat(np.arange(len(origin)), counts)
-            state, stack, away = self.step(state[item], stack[item], column)
-            gone = np.flatnonzero(away >= 0)
+            state, stack, exit_label = self.step(state[item], stack[item], column)
+            gone = np.flatnonzero(exit_label >= 0)
             if len(gone) and (depth or leave_at_once):
-                left.append((origin[item[gone]], child[gone], np.full(len(gone), depth), away[gone]))
+                exited.append((origin[item[gone]], child[gone], np.full(len(gone), depth), exit_label[gone]))
             live = np.flatnonzero(state != DEAD)
             origin, node, state, stack = origin[item[live]], child[live], state[live].astype(np.int64), stack[live]
             self.highest = max(self.highest, int(self.stacks.height[stack].max(initial=0)))
-            ends = trie.own[node] > trie.enter[node]
+            ends = trie.end_own[node] > trie.first_item[node]
             reached.append((origin[ends], node[ends], state[ends], stack[ends]))
             if len(origin):
-                todo.append((depth + 1, origin, node, state, stack))
-        return Reached(*_joined(reached)), Left(*_joined(left))
+                pending.append((depth + 1, origin, node, state, stack))
+        return Reached(*_joined(reached)), Exited(*_joined(exited))
 
 
 def _joined(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:

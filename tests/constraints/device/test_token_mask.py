@@ -16,7 +16,7 @@ from mechanex_jax import loops, rows, transforms
 from mechanex_jax.constraints.automata.byte_dfa import byte_mask
 from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
-from mechanex_jax.constraints.device.token_mask import arena
+from mechanex_jax.constraints.device.token_mask import pack_constraints
 from mechanex_jax.constraints.token_index import build
 from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_rows
 
@@ -42,12 +42,12 @@ def pushdown(name: str):
 
 @functools.cache
 def built(name: str, depth: int = 128):
-    return build.build(pushdown(name), VOCABULARY, eos_ids=[EOS], limits=build.Limits(depth=depth))
+    return build.build(pushdown(name), VOCABULARY, eos_ids=[EOS], limits=build.IndexLimits(depth=depth))
 
 
 def one_row(automaton):
     """The automaton of a single row, as a transform sees it inside `vmap`."""
-    fields = {name: getattr(automaton, name)[0] for name in ("start", "free", "limit", "ends", "classes")}
+    fields = {name: getattr(automaton, name)[0] for name in ("start", "unconstrained", "max_free_depth", "eos_row", "classes")}
     return jax.device_put(dataclasses.replace(automaton, **fields))
 
 
@@ -81,7 +81,7 @@ def where(automaton, state) -> tuple[int, tuple[int, ...]]:
 
 @pytest.mark.parametrize("name", AUTOMATA)
 def test_masks_are_those_of_the_tokens_one_by_one_wherever_one_can_get(name):
-    net, automaton, depth = pushdown(name), one_row(arena([built(name)], VOCABULARY)), AUTOMATA[name][1]
+    net, automaton, depth = pushdown(name), one_row(pack_constraints([built(name)], VOCABULARY)), AUTOMATA[name][1]
     seen, todo = set(), [(Matcher(net), begin(automaton))]
     while todo and len(seen) < 160:
         matcher, state = todo.pop(0)
@@ -102,7 +102,7 @@ def test_masks_are_those_of_the_tokens_one_by_one_wherever_one_can_get(name):
 
 
 def test_a_token_that_was_not_allowed_is_the_end_of_it():
-    automaton = one_row(arena([built("json")], VOCABULARY))
+    automaton = one_row(pack_constraints([built("json")], VOCABULARY))
     inside = advance(automaton, begin(automaton), 1 + ord("["))
     for wrong in (1 + ord("}"), 0, EOS, V - 1, V + 5, -1):
         dead = advance(automaton, inside, wrong)
@@ -112,7 +112,7 @@ def test_a_token_that_was_not_allowed_is_the_end_of_it():
 
 @pytest.mark.parametrize("name", ["json", "lists", "chain", "calls 1", "calls 2", "calls 3", "words"])
 def test_whatever_is_chosen_the_text_is_complete_when_its_tokens_are_spent(name):
-    net, automaton, rng = pushdown(name), one_row(arena([built(name)], VOCABULARY)), np.random.default_rng(5)
+    net, automaton, rng = pushdown(name), one_row(pack_constraints([built(name)], VOCABULARY)), np.random.default_rng(5)
     least = built(name).minimum
     assert allowed(automaton, begin(automaton), least - 1) == frozenset()
     for walk in range(24):
@@ -134,7 +134,7 @@ def test_a_budget_forbids_exactly_what_it_has_to():
     # Without calls, the least number of tokens from each state is known exactly.
     net = pushdown("one rule")
     known = machines.shortest(net, VOCABULARY)
-    automaton = one_row(arena([built("one rule")], VOCABULARY))
+    automaton = one_row(pack_constraints([built("one rule")], VOCABULARY))
     states = {(net.start): begin(automaton)}
     todo = [net.start]
     while todo:
@@ -159,7 +159,7 @@ def test_a_budget_forbids_exactly_what_it_has_to():
 @pytest.mark.parametrize("name", ["json", "lists", "calls 1", "calls 2", "calls 3"])
 def test_at_the_full_stack_there_is_always_a_way_back(name):
     tight = built(name, 3)
-    automaton, net, rng = one_row(arena([tight], VOCABULARY)), pushdown(name), np.random.default_rng(2)
+    automaton, net, rng = one_row(pack_constraints([tight], VOCABULARY)), pushdown(name), np.random.default_rng(2)
     highest = 0
     for _ in range(6):
         matcher, state = Matcher(net), begin(automaton)
@@ -185,7 +185,7 @@ def test_at_the_full_stack_there_is_always_a_way_back(name):
                 assert matcher.feed(VOCABULARY.bytes_of(choice[0]))
                 state = advance(automaton, state, choice[0])
         assert matcher.accepts()
-    assert 3 < highest <= tight.height
+    assert 3 < highest <= tight.max_depth
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -195,7 +195,7 @@ def test_random_automata_with_random_tokens_agree_with_the_matcher(seed):
         net = machines.random_pushdown(int(rng.integers(1 << 30)), states=int(rng.integers(2, 6)))
         tokens = [bytes(rng.choice(list(b"ab()[]{}"), rng.integers(2, 6)).tolist()) for _ in range(len(machines.JSON_TOKENS))]
         vocabulary = machines.byte_vocabulary(tokens)
-        automaton = one_row(arena([build.build(net, vocabulary, eos_ids=[EOS])], vocabulary))
+        automaton = one_row(pack_constraints([build.build(net, vocabulary, eos_ids=[EOS])], vocabulary))
         for _ in range(5):
             matcher, state = Matcher(net), begin(automaton)
             for _ in range(10):
@@ -223,7 +223,7 @@ def test_rules_of_one_shape_share_no_walk_where_only_one_of_them_is_called():
     builder.call(second, inner, {0: third})
     builder.edge(third, byte_mask(b"y"), builder.state(root, 0))
     net, vocabulary = builder.finish(root), machines.byte_vocabulary([b"xy"])
-    automaton = one_row(arena([build.build(net, vocabulary, eos_ids=[EOS])], vocabulary))
+    automaton = one_row(pack_constraints([build.build(net, vocabulary, eos_ids=[EOS])], vocabulary))
     state = begin(automaton)
     for byte in b"s(":
         state = advance(automaton, state, 1 + byte)
@@ -232,7 +232,7 @@ def test_rules_of_one_shape_share_no_walk_where_only_one_of_them_is_called():
 
 
 def test_nesting_64_deep_is_held():
-    automaton, net = one_row(arena([built("json")], VOCABULARY)), pushdown("json")
+    automaton, net = one_row(pack_constraints([built("json")], VOCABULARY)), pushdown("json")
     text = '{"a":[' * 32 + '"x",1.5' + "]}" * 32
     state, matcher = begin(automaton), Matcher(net)
     for byte in text.encode():
@@ -245,7 +245,7 @@ def test_nesting_64_deep_is_held():
 
 def test_every_end_of_sequence_id_counts_where_the_text_is_complete_and_only_there():
     ends = [0, EOS, V - 1]
-    automaton = one_row(arena([build.build(pushdown("json"), VOCABULARY, eos_ids=ends, logits=V + 40)], VOCABULARY))
+    automaton = one_row(pack_constraints([build.build(pushdown("json"), VOCABULARY, eos_ids=ends, logits=V + 40)], VOCABULARY))
     state = begin(automaton)
     assert not allowed(automaton, state) & {*ends}
     state = advance(automaton, state, VOCABULARY.size - 1)
@@ -280,9 +280,9 @@ def run_rows(automaton, batch: int, steps: int, key_of=lambda row: row):
 
 def test_a_mixed_batch_equals_each_row_alone_and_leaves_free_rows_as_they_are():
     machines_ = [built("json"), None, built("lists"), built("chain"), built("json"), built("one rule"), built("words")]
-    tokens, masks = run_rows(arena(machines_, VOCABULARY), len(machines_), 12)
+    tokens, masks = run_rows(pack_constraints(machines_, VOCABULARY), len(machines_), 12)
     for row, machine in enumerate(machines_):
-        alone, mask = run_rows(arena([machine], VOCABULARY), 1, 12, lambda _, row=row: row)
+        alone, mask = run_rows(pack_constraints([machine], VOCABULARY), 1, 12, lambda _, row=row: row)
         assert np.array_equal(tokens[:, row], alone[:, 0])
         assert np.array_equal(masks[:, row], mask[:, 0])
         assert np.isfinite(masks[:, row]).all() == (machine is None)
@@ -295,7 +295,9 @@ def test_one_legal_token_in_bfloat16_survives_truncation():
     rule = builder.rule("root")
     builder.edge(builder.start(rule), byte_mask(b"a"), builder.state(rule, 0))
     machine = build.build(builder.finish(rule), VOCABULARY, eos_ids=[EOS])
-    chain = transforms.chain(one_row(arena([machine], VOCABULARY)), transforms.top_p(0.9), transforms.temperature(0.7))
+    chain = transforms.chain(
+        one_row(pack_constraints([machine], VOCABULARY)), transforms.top_p(0.9), transforms.temperature(0.7)
+    )
     logits = (100 * jax.random.normal(jax.random.key(0), (V,))).astype(jnp.bfloat16).astype(jnp.float32)
     state = chain.init(jnp.zeros(1, jnp.int32), jnp.int32(1))
     out = np.asarray(chain.apply(state, logits, Step(jnp.int32(0), jnp.int32(5), jax.random.key(0))))
@@ -308,7 +310,7 @@ def test_a_decoding_loop_ends_with_complete_texts_and_other_machines_compile_not
     prompt = np.array([[5, 6, 7]] * 3, np.int32)
 
     def decode(names, seed, most):
-        transform = arena([built(name) for name in names], VOCABULARY)
+        transform = pack_constraints([built(name) for name in names], VOCABULARY)
         result = loops.decode(
             model, prompt, 3, transform, key=jax.random.key(seed), max_new_tokens=most, eos_ids=[EOS], capacity=64
         )
@@ -328,7 +330,7 @@ def test_a_decoding_loop_ends_with_complete_texts_and_other_machines_compile_not
 def test_random_walks_over_the_real_vocabulary_agree_with_the_matcher(loaded):
     vocabulary, eos = loaded.tokenizer.vocabulary, 2
     net = machines.json_any()
-    automaton = one_row(arena([build.build(net, vocabulary, eos_ids=[eos])], vocabulary))
+    automaton = one_row(pack_constraints([build.build(net, vocabulary, eos_ids=[eos])], vocabulary))
     rng = np.random.default_rng(11)
     for _ in range(6):
         matcher, state, remaining = Matcher(net), begin(automaton), 40

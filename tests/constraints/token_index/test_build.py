@@ -13,7 +13,7 @@ from mechanex_jax.constraints import cache
 from mechanex_jax.constraints.automata.byte_dfa import byte_mask
 from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
-from mechanex_jax.constraints.compiled import Compiled
+from mechanex_jax.constraints.compiled import CompiledConstraint
 from mechanex_jax.constraints.token_index import build as tables
 from mechanex_jax.constraints.token_index import trie
 from mechanex_jax.errors import ConstraintError
@@ -41,7 +41,7 @@ def some_words(count: int, seed: int) -> list[bytes]:
 def test_a_trie_holds_every_string_at_the_end_of_its_path():
     words = some_words(300, 0)
     built = trie.of_strings(words)
-    source = np.repeat(np.arange(built.size), np.diff(built.first))
+    source = np.repeat(np.arange(built.size), np.diff(built.first_child))
 
     def spelled(node: int) -> bytes:
         return b"" if not node else spelled(int(source[node - 1])) + bytes([built.column[node]])
@@ -49,11 +49,11 @@ def test_a_trie_holds_every_string_at_the_end_of_its_path():
     at = {}
     for node in range(built.size):
         text = spelled(node)
-        for item in built.items[built.enter[node] : built.own[node]].tolist():
+        for item in built.items[built.first_item[node] : built.end_own[node]].tolist():
             at[item] = node
             assert words[item] == text
         below = {index for index, word in enumerate(words) if word.startswith(text)}
-        assert set(built.items[built.enter[node] : built.leave[node]].tolist()) == below
+        assert set(built.items[built.first_item[node] : built.end_below[node]].tolist()) == below
     assert sorted(at) == list(range(len(words)))
 
 
@@ -105,11 +105,11 @@ def test_long_counters_share_their_masks():
 
 def test_what_exceeds_a_limit_is_refused_with_its_size():
     with pytest.raises(ConstraintError, match=r"306 states, at most 100"):
-        build(machines.chain(0, 300), limits=tables.Limits(states=100))
+        build(machines.chain(0, 300), limits=tables.IndexLimits(states=100))
     with pytest.raises(ConstraintError, match=r"masks take more than 0 MB"):
-        build(machines.json_any(), limits=tables.Limits(bytes=100))
+        build(machines.json_any(), limits=tables.IndexLimits(bytes=100))
     with pytest.raises(ConstraintError, match=r"too long to build"):
-        build(machines.json_any(), limits=tables.Limits(seconds=0.0))
+        build(machines.json_any(), limits=tables.IndexLimits(seconds=0.0))
 
 
 def test_a_text_that_the_vocabulary_cannot_spell_is_refused():
@@ -123,7 +123,7 @@ def test_end_of_sequence_ids_are_never_text_even_if_they_spell_some():
     builder.edge(builder.start(rule), byte_mask(b"ab"), builder.state(rule, 0))
     vocabulary = Vocabulary.from_tokens([b"a", b"b", None])
     pushdown = builder.finish(rule)
-    compiled = Compiled(pushdown, vocabulary, tables.build(pushdown, vocabulary, eos_ids=[1, 2]))
+    compiled = CompiledConstraint(pushdown, vocabulary, tables.build(pushdown, vocabulary, eos_ids=[1, 2]))
     assert compiled.allowed("").tolist() == [0]
     assert compiled.allowed("a").tolist() == [1, 2]
 
@@ -131,7 +131,7 @@ def test_end_of_sequence_ids_are_never_text_even_if_they_spell_some():
 @pytest.mark.parametrize("name", AUTOMATA)
 def test_host_masks_are_those_of_the_tokens_one_by_one(name):
     pushdown = AUTOMATA[name]()
-    compiled = Compiled(pushdown, VOCABULARY, build(pushdown))
+    compiled = CompiledConstraint(pushdown, VOCABULARY, build(pushdown))
     prefixes = {
         "json": ["", '{"a":', "[[1", '["a","\\', '{"a":[1.5,{"b":null}', "12", "]", '"é'],
         "lists": ["", "[1", "[1.5", "[1,[2.5]", "[[1.0],[", "[[1]"],

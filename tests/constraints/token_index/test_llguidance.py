@@ -22,7 +22,7 @@ import pytest
 from llguidance import LLMatcher, LLTokenizer
 
 from mechanex_jax.checkpoints import Tokenizer
-from mechanex_jax.constraints.compiled import Compiled
+from mechanex_jax.constraints.compiled import CompiledConstraint
 from mechanex_jax.constraints.compiler import FRONT_ENDS
 from mechanex_jax.constraints.token_index import build
 
@@ -146,10 +146,12 @@ def token_bytes(ours) -> list[bytes]:
     return [ours.vocabulary.bytes_of(token) for token in range(ours.vocabulary.size)]
 
 
-def compiled(tokenizer: Tokenizer, kind: str, source) -> Compiled:
+def compiled(tokenizer: Tokenizer, kind: str, source) -> CompiledConstraint:
     front = FRONT_ENDS[kind]
     pushdown = front.compile(front.read(source, False))
-    return Compiled(pushdown, tokenizer.vocabulary, build.build(pushdown, tokenizer.vocabulary, eos_ids=tokenizer.eos_ids))
+    return CompiledConstraint(
+        pushdown, tokenizer.vocabulary, build.build(pushdown, tokenizer.vocabulary, eos_ids=tokenizer.eos_ids)
+    )
 
 
 def matcher(tokenizer: LLTokenizer, grammar: str) -> LLMatcher:
@@ -165,7 +167,7 @@ def mask(found: LLMatcher, size: int) -> np.ndarray:
     return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")[:size])
 
 
-def check(constraint: Compiled, start, token_bytes: list[bytes], example: str, left_out, seed: int) -> None:
+def check(constraint: CompiledConstraint, start, token_bytes: list[bytes], example: str, left_out, seed: int) -> None:
     """Compare at the prefixes of an accepted text and of random ones.
 
     Args:

@@ -23,7 +23,7 @@ from sentencepiece_file import PIECES, fields
 from mechanex_jax.checkpoints import Tokenizer
 from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.constraints.compiler import FRONT_ENDS
-from mechanex_jax.constraints.device.token_mask import arena
+from mechanex_jax.constraints.device.token_mask import pack_constraints
 from mechanex_jax.constraints.token_index import build as tables
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 from mechanex_jax.transforms.base import Step
@@ -110,8 +110,8 @@ def built(vocabularies):
         pushdown = FRONT_ENDS[front].compile(FRONT_ENDS[front].read(source, False))
         vocabulary, eos = vocabularies[kind]
         found = tables.build(pushdown, vocabulary, eos_ids=[eos])
-        automaton = arena([found], vocabulary)
-        one = {field: getattr(automaton, field)[0] for field in ("start", "free", "limit", "ends", "classes")}
+        automaton = pack_constraints([found], vocabulary)
+        one = {field: getattr(automaton, field)[0] for field in ("start", "unconstrained", "max_free_depth", "eos_row", "classes")}
         return pushdown, found, jax.device_put(dataclasses.replace(automaton, **one))
 
     return build
