@@ -1,4 +1,8 @@
-"""CompiledConstraint constraints, remembered in memory and on disk."""
+"""Compiled constraints, remembered in memory and on disk.
+
+On disk a constraint is a safetensors file of the arrays of its tables. The file's metadata holds the other fields as JSON,
+and a checksum of the whole file, header and body: what a broken disk or a torn write changed is made anew, never used.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +11,8 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 import threading
-import uuid
 import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -19,12 +23,14 @@ import numpy as np
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.compiled import CompiledConstraint
 from mechanex_jax.constraints.token_index import build
+from mechanex_jax.storage.atomic import write_whole
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 FORMAT = 2  # raise it whenever tables change, or what a front end makes of a text
 MEMORY_BYTES, DISK_BYTES = 256 << 20, 1 << 30
-_MAGIC = b"mechanex constraint\n"
-_ALIGN = 64
+_SUFFIX = ".safetensors"
+_CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{8})"')
+_NO_CHECKSUM = "00000000"  # stands in the file while its checksum is taken
 
 _memory: OrderedDict[str, CompiledConstraint] = OrderedDict()
 _lock = threading.Lock()
@@ -41,7 +47,7 @@ def cached(
     limits: build.IndexLimits = build.DEFAULT_LIMITS,
     folder: Path | None = None,
 ) -> CompiledConstraint:
-    """A compiled constraint, from memory, else from disk, else made now.
+    """Take a compiled constraint from memory, else from disk, else make it.
 
     Args:
       kind: which front end reads it.
@@ -57,19 +63,18 @@ def cached(
     parts = [FORMAT, kind, source, vocabulary.fingerprint, sorted(map(int, eos_ids)), size, dataclasses.astuple(limits)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     with _lock:
-        found = _memory.pop(key, None)
-    if found is None and folder is not None:
-        held = _load(folder / f"{key}.tables")
-        found = None if held is None else CompiledConstraint(_pushdown(held), vocabulary, held)
-    if found is None:
-        pushdown = make()
-        found = CompiledConstraint(
-            pushdown, vocabulary, build.build(pushdown, vocabulary, eos_ids=eos_ids, logits=size, limits=limits)
-        )
+        compiled = _memory.pop(key, None)
+    if compiled is None and folder is not None:
+        tables = _load(folder / f"{key}{_SUFFIX}")
+        compiled = None if tables is None else CompiledConstraint(_automaton_of(tables), vocabulary, tables)
+    if compiled is None:
+        automaton = make()
+        tables = build.build(automaton, vocabulary, eos_ids=eos_ids, logits=size, limits=limits)
+        compiled = CompiledConstraint(automaton, vocabulary, tables)
         if folder is not None:
-            _save(folder, key, found.tables)
-    _remember(key, found)
-    return found
+            _save(folder / f"{key}{_SUFFIX}", tables)
+    _remember(key, compiled)
+    return compiled
 
 
 def forget() -> None:
@@ -81,67 +86,71 @@ def forget() -> None:
 def _remember(key: str, compiled: CompiledConstraint) -> None:
     with _lock:
         _memory[key] = compiled
-        held = sum(entry.tables.bytes for entry in _memory.values())
-        while held > MEMORY_BYTES and len(_memory) > 1:
-            held -= _memory.popitem(last=False)[1].tables.bytes
+        total = sum(entry.tables.bytes for entry in _memory.values())
+        while total > MEMORY_BYTES and len(_memory) > 1:
+            total -= _memory.popitem(last=False)[1].tables.bytes
 
 
-def _pushdown(held: build.Tables) -> PushdownAutomaton:
+def _automaton_of(tables: build.Tables) -> PushdownAutomaton:
     """The automaton that tables were built from; its rules' names are not kept."""
-    rule = np.zeros(len(held.label), np.int32)
     return PushdownAutomaton(
-        held.classes, held.target, held.push, held.stay, held.label, held.returns, rule, ("the constraint",), held.start
+        classes=tables.classes,
+        target=tables.target,
+        push=tables.push,
+        stay=tables.stay,
+        label=tables.label,
+        returns=tables.returns,
+        rule=np.zeros(len(tables.label), np.int32),
+        names=("the constraint",),
+        start=tables.start,
     )
 
 
-def _save(folder: Path, key: str, built: build.Tables) -> None:
+def to_bytes(tables: build.Tables) -> bytes:
+    """Write tables as the content of a file."""
+    from safetensors.numpy import save
+
+    fields = dict(vars(tables)) | {"stats": dict(tables.stats)}
+    arrays = {name: np.ascontiguousarray(value) for name, value in fields.items() if isinstance(value, np.ndarray)}
+    values = {name: value for name, value in fields.items() if name not in arrays}
+    content = save(arrays, {"values": json.dumps(values), "checksum": _NO_CHECKSUM})
+    match = _CHECKSUM.search(content)
+    assert match is not None, "safetensors writes its metadata as compact JSON"
+    return b"%s%08x%s" % (content[: match.start(1)], zlib.crc32(content), content[match.end(1) :])
+
+
+def from_bytes(content: bytes) -> build.Tables | None:
+    """Read tables from the content of a file; None if it is not exactly what was written."""
+    match = _CHECKSUM.search(content)
+    if match is None:
+        return None
+    checksum = zlib.crc32(_NO_CHECKSUM.encode(), zlib.crc32(content[: match.start(1)]))
+    checksum = zlib.crc32(memoryview(content)[match.end(1) :], checksum)
+    if b"%08x" % checksum != match[1]:
+        return None
+    from safetensors.numpy import load
+
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    return build.Tables(**load(content), **json.loads(header["__metadata__"]["values"]))
+
+
+def _save(path: Path, tables: build.Tables) -> None:
     """Write a file that appears whole or not at all. A folder that cannot be written is no reason to fail."""
-    arrays, values, at = {}, {}, 0
-    for field in dataclasses.fields(built):
-        value = getattr(built, field.name)
-        if isinstance(value, np.ndarray):
-            at += -at % _ALIGN
-            arrays[field.name] = (value.dtype.str, value.shape, at)
-            at += value.nbytes
-        else:
-            values[field.name] = dict(value) if field.name == "stats" else value
-    body = bytearray(at)
-    for name, (_, _, offset) in arrays.items():
-        data = np.ascontiguousarray(getattr(built, name)).tobytes()
-        body[offset : offset + len(data)] = data
-    header = json.dumps({"arrays": arrays, "values": values, "length": at, "checksum": zlib.crc32(body)}).encode()
-    temporary = folder / f".{key}.{uuid.uuid4().hex[:12]}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(_MAGIC + len(header).to_bytes(4, "little") + header + body)
-        os.replace(temporary, folder / f"{key}.tables")
-        _trim(folder)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, to_bytes(tables), replace=True, durable=False)
+        _trim(path.parent)
 
 
 def _load(path: Path) -> build.Tables | None:
     """The tables of a file; None if there is none, or it is not whole."""
     try:
-        data = path.read_bytes()
-        start = len(_MAGIC) + 4
-        if data[: len(_MAGIC)] != _MAGIC:
-            return None
-        size = int.from_bytes(data[len(_MAGIC) : start], "little")
-        header = json.loads(data[start : start + size])
-        body = memoryview(data)[start + size :]
-        if len(body) != header["length"] or zlib.crc32(body) != header["checksum"]:
-            return None
-        fields = dict(header["values"])
-        for name, (dtype, shape, offset) in header["arrays"].items():
-            count = int(np.prod(shape, dtype=np.int64))
-            fields[name] = np.frombuffer(body, np.dtype(dtype), count, offset).reshape(shape)
-        with contextlib.suppress(OSError):
-            os.utime(path)  # the files used longest ago go first
-        return build.Tables(**fields)
-    except (OSError, ValueError, KeyError, TypeError):
+        tables = from_bytes(path.read_bytes())
+    except OSError:
         return None
+    with contextlib.suppress(OSError):
+        os.utime(path)  # the files used longest ago go first
+    return tables
 
 
 def _trim(folder: Path) -> None:
@@ -151,10 +160,10 @@ def _trim(folder: Path) -> None:
         with contextlib.suppress(OSError):  # another process may have deleted it
             status = path.stat()
             files.append((status.st_mtime, status.st_size, path))
-    held = sum(size for _, size, _ in files)
+    total = sum(size for _, size, _ in files)
     for _, size, path in sorted(files):
-        if held <= DISK_BYTES:
+        if total <= DISK_BYTES:
             break
         with contextlib.suppress(OSError):
             path.unlink()
-        held -= size
+        total -= size

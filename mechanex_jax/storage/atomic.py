@@ -23,13 +23,14 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_whole(path: Path, content: bytes, *, replace: bool) -> bool:
-    """Write a file that others see whole or not at all, and that is on disk when this returns.
+def write_whole(path: Path, content: bytes, *, replace: bool, durable: bool = True) -> bool:
+    """Write a file that others see whole or not at all.
 
     Args:
       path: the file.
       content: its bytes.
       replace: whether a file that is there gives way.
+      durable: whether the file is on disk when this returns, and outlives a power cut from then on.
 
     Returns:
       False, and nothing changed, if there was a file and it was not to be replaced.
@@ -38,8 +39,9 @@ def write_whole(path: Path, content: bytes, *, replace: bool) -> bool:
     try:
         with open(temporary, "xb") as file:
             file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         if replace:
             os.replace(temporary, path)
         else:
@@ -47,7 +49,8 @@ def write_whole(path: Path, content: bytes, *, replace: bool) -> bool:
                 os.link(temporary, path)  # unlike a rename, it fails where the name is taken
             except FileExistsError:
                 return False
-        _sync(path.parent)
+        if durable:
+            _sync(path.parent)
         return True
     finally:
         temporary.unlink(missing_ok=True)

@@ -210,6 +210,44 @@ def test_a_damaged_file_is_made_anew(tmp_path, damage):
     assert same(get(tmp_path, calls=calls).tables, first.tables) and calls == ["x"]
 
 
+def test_one_flipped_bit_anywhere_is_noticed():
+    # In the header's length, names, types, shapes and offsets, the other fields, the checksum and every array alike.
+    content = cache.to_bytes(build(machines.words()))
+    assert same(cache.from_bytes(content), build(machines.words()))
+    damaged = bytearray(content)
+    for position in range(len(content)):
+        damaged[position] ^= 1 << position % 8
+        assert cache.from_bytes(bytes(damaged)) is None, position
+        damaged[position] = content[position]
+    assert cache.from_bytes(content + b"x") is None
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        b"\0\0\0\0{",
+        b"__metadata__",
+        b"checksum",
+        b'checksum":"',
+        b"values",
+        b"stats",
+        b"target",
+        b"BOOL",
+        b"shape",
+        b"data_offsets",
+    ],
+)
+def test_a_damaged_header_is_made_anew(tmp_path, part):
+    first = get(tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = bytearray(path.read_bytes())
+    content[content.index(part) + len(part)] ^= 1
+    path.write_bytes(content)
+    cache.forget()
+    calls = []
+    assert same(get(tmp_path, calls=calls).tables, first.tables) and calls == ["x"]
+
+
 def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(tmp_path):
     (tmp_path / "file").write_text("")
     assert get(tmp_path / "file" / "folder").matches("[]")
