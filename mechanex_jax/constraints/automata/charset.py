@@ -11,15 +11,15 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-Chars = tuple[tuple[int, int], ...]
+CharSet = tuple[tuple[int, int], ...]
 
 LAST = 0x10FFFF
-SURROGATES: Chars = ((0xD800, 0xDFFF),)
-ANY: Chars = ((0, 0xD7FF), (0xE000, LAST))
-EMPTY: Chars = ()
+SURROGATES: CharSet = ((0xD800, 0xDFFF),)
+ANY: CharSet = ((0, 0xD7FF), (0xE000, LAST))
+EMPTY: CharSet = ()
 
 
-def union(*sets: Iterable[tuple[int, int]]) -> Chars:
+def union(*sets: Iterable[tuple[int, int]]) -> CharSet:
     """Every code point of any of the sets; also puts intervals in any order into the one form."""
     merged: list[tuple[int, int]] = []
     for low, high in sorted(interval for chars in sets for interval in chars):
@@ -30,7 +30,7 @@ def union(*sets: Iterable[tuple[int, int]]) -> Chars:
     return tuple(merged)
 
 
-def complement(chars: Chars) -> Chars:
+def complement(chars: CharSet) -> CharSet:
     """Every code point, surrogates aside, that is not in the set."""
     out, low = [], 0
     for first, last in union(chars, SURROGATES):
@@ -40,7 +40,7 @@ def complement(chars: Chars) -> Chars:
     return (*out, (low, LAST)) if low <= LAST else tuple(out)
 
 
-def intersection(a: Chars, b: Chars) -> Chars:
+def intersection(a: CharSet, b: CharSet) -> CharSet:
     """The code points of both sets."""
     out, i, j = [], 0, 0
     while i < len(a) and j < len(b):
@@ -54,27 +54,27 @@ def intersection(a: Chars, b: Chars) -> Chars:
     return tuple(out)
 
 
-def difference(a: Chars, b: Chars) -> Chars:
+def difference(a: CharSet, b: CharSet) -> CharSet:
     """The code points of `a`, surrogates aside, that are not in `b`."""
     return intersection(a, complement(b))
 
 
-def of(text: str) -> Chars:
+def of(text: str) -> CharSet:
     """The characters of a text as a set."""
     return union((ord(c), ord(c)) for c in text)
 
 
-def interval(low: int | str, high: int | str) -> Chars:
+def interval(low: int | str, high: int | str) -> CharSet:
     """One interval, both ends included."""
     return ((ord(low) if isinstance(low, str) else low, ord(high) if isinstance(high, str) else high),)
 
 
-def contains(chars: Chars, point: int) -> bool:
+def contains(chars: CharSet, point: int) -> bool:
     """Whether a code point is in the set."""
     return any(low <= point <= high for low, high in chars)
 
 
-def alphabet(sets: Sequence[Chars]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def alphabet(sets: Sequence[CharSet]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The coarsest partition of the code points that tells all the sets apart.
 
     Returns:
@@ -101,7 +101,7 @@ def alphabet(sets: Sequence[Chars]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @functools.cache
-def category(letter: str, ascii_only: bool = False) -> Chars:
+def category(letter: str, ascii_only: bool = False) -> CharSet:
     r"""The characters of Python's `\d`, `\s` or `\w` (`letter`), or of their upper-case complements."""
     if letter.isupper():
         return complement(category(letter.lower(), ascii_only))

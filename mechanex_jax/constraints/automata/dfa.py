@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from mechanex_jax.constraints.automata import charset as char_sets
+from mechanex_jax.constraints.automata import charset
 from mechanex_jax.constraints.automata.minimize import coarsest
 from mechanex_jax.errors import ConstraintError
 
@@ -127,7 +127,7 @@ def everything() -> CharDfa:
 
 def nothing() -> CharDfa:
     """No text."""
-    bounds, classes, _ = char_sets.alphabet([char_sets.ANY])
+    bounds, classes, _ = charset.alphabet([charset.ANY])
     return CharDfa(bounds, classes, np.zeros((1, 2), np.int32), np.array([-1], np.int16), DEAD)
 
 
@@ -135,7 +135,7 @@ def length(minimum: int, maximum: int | None) -> CharDfa:
     """Texts of `minimum` to `maximum` code points (None: no upper bound), label 0."""
     if maximum is not None and maximum < minimum:
         return nothing()
-    bounds, classes, _ = char_sets.alphabet([char_sets.ANY])
+    bounds, classes, _ = charset.alphabet([charset.ANY])
     last = minimum if maximum is None else maximum
     table = np.zeros((last + 2, 2), np.int32)
     table[1:-1, 1] = np.arange(2, last + 2)
@@ -147,7 +147,7 @@ def length(minimum: int, maximum: int | None) -> CharDfa:
 def literals(texts: Mapping[str, int]) -> CharDfa:
     """Exactly these texts, each with its label: a trie."""
     points = sorted({ord(char) for text in texts for char in text})
-    bounds, classes, member = char_sets.alphabet([((p, p),) for p in points])
+    bounds, classes, member = charset.alphabet([((p, p),) for p in points])
     column = {chr(p): int(np.flatnonzero(row)[0]) for p, row in zip(points, member, strict=True) if row.any()}
     edges: list[dict[int, int]] = [{}, {}]
     label = [-1, -1]
@@ -215,7 +215,7 @@ def trim(dfa: CharDfa) -> CharDfa:
     return CharDfa(dfa.bounds, dfa.classes, number[dfa.next[keep]], dfa.label[keep], int(number[dfa.start]))
 
 
-def minimise(dfa: CharDfa) -> CharDfa:
+def minimize(dfa: CharDfa) -> CharDfa:
     """The smallest automaton of the same language and labels; classes and states that no text tells apart are merged."""
     dfa = trim(dfa)
     block = coarsest(dfa.next, dfa.label)
@@ -289,14 +289,14 @@ def product(
 
 def union(*automata: CharDfa, limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
     """Texts that any of them accepts, label 0; minimal."""
-    return minimise(product(automata, lambda labels: 0 if max(labels) >= 0 else -1, limits))
+    return minimize(product(automata, lambda labels: 0 if max(labels) >= 0 else -1, limits))
 
 
 def intersection(*automata: CharDfa, limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
     """Texts that all of them accept, label 0; minimal."""
-    return minimise(product(automata, lambda labels: 0 if min(labels) >= 0 else -1, limits))
+    return minimize(product(automata, lambda labels: 0 if min(labels) >= 0 else -1, limits))
 
 
 def complement(dfa: CharDfa) -> CharDfa:
     """Texts that it does not accept, label 0; minimal."""
-    return minimise(product([dfa], lambda labels: -1 if labels[0] >= 0 else 0))
+    return minimize(product([dfa], lambda labels: -1 if labels[0] >= 0 else 0))

@@ -23,7 +23,7 @@ _HIGH_ESCAPE = 0x10000
 _SHORT_ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 
-class SpellingTree:
+class EncodingTree:
     """`nodes[i]` are the edges of node i, children before parents; `root` the edges for the first byte of a character."""
 
     def __init__(self, bounds: np.ndarray, classes: np.ndarray, spelling: str):
@@ -138,16 +138,16 @@ class Symbols:
     """
 
     def __init__(self, bounds: np.ndarray, classes: np.ndarray, table: np.ndarray, spelling: str):
-        self.tree = SpellingTree(bounds, classes, spelling)
+        self.tree = EncodingTree(bounds, classes, spelling)
         self.ids: dict[tuple, int] = {}
         self.next = table
         # The slot of a class is the first class with the same target, -1 if that is the dead state.
         slots = np.stack([np.argmax(table == table[:, [c]], axis=1) for c in range(table.shape[1])], axis=1)
         slots[table == 0] = -1
         self.kinds, self.kind_of = unique_rows(slots.astype(np.int32))
-        self.roots = [self._specialise(kind.tolist()) for kind in self.kinds]
+        self.roots = [self._specialize(kind.tolist()) for kind in self.kinds]
 
-    def _specialise(self, slots: list[int]) -> dict[tuple[int, tuple[int, ...]], int]:
+    def _specialize(self, slots: list[int]) -> dict[tuple[int, tuple[int, ...]], int]:
         """The edges of the root, (symbol or -1, slots) -> byte mask, for a state with this row."""
         known: list[tuple[int, tuple[int, ...]] | None] = []
 

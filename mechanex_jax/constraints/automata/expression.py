@@ -5,26 +5,26 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable
 
-from mechanex_jax.constraints.automata import charset as char_sets
-from mechanex_jax.constraints.automata.charset import Chars
+from mechanex_jax.constraints.automata import charset
+from mechanex_jax.constraints.automata.charset import CharSet
 
 
 @dataclasses.dataclass(frozen=True)
-class Set:
+class CharClass:
     """One character out of a set; the empty set is the empty language."""
 
-    chars: Chars
+    chars: CharSet
 
 
 @dataclasses.dataclass(frozen=True)
-class Seq:
+class Concat:
     """One part after the other; no parts: the empty text."""
 
     parts: tuple[Node, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Alt:
+class Alternation:
     """Any one of the parts."""
 
     parts: tuple[Node, ...]
@@ -40,7 +40,7 @@ class Repeat:
 
 
 @dataclasses.dataclass(frozen=True)
-class At:
+class Assertion:
     """A condition on the characters before and after a place.
 
     Attributes:
@@ -50,42 +50,42 @@ class At:
     """
 
     kind: str
-    words: Chars = ()
+    words: CharSet = ()
 
 
 @dataclasses.dataclass(frozen=True)
-class Ref:
+class RuleRef:
     """A rule of a grammar."""
 
     name: str
 
 
-Node = Set | Seq | Alt | Repeat | At | Ref
-EMPTY = Seq(())
+Node = CharClass | Concat | Alternation | Repeat | Assertion | RuleRef
+EMPTY = Concat(())
 
 
 def sequence(parts: Iterable[Node]) -> Node:
     """`parts` one after the other, nested sequences opened up."""
     flat: list[Node] = []
     for part in parts:
-        flat.extend(part.parts if isinstance(part, Seq) else (part,))
-    return flat[0] if len(flat) == 1 else Seq(tuple(flat))
+        flat.extend(part.parts if isinstance(part, Concat) else (part,))
+    return flat[0] if len(flat) == 1 else Concat(tuple(flat))
 
 
 def alternatives(parts: Iterable[Node]) -> Node:
     """Any of `parts`, nested alternatives opened up, single characters united, duplicates dropped."""
     flat: list[Node] = []
     for part in parts:
-        flat.extend(part.parts if isinstance(part, Alt) else (part,))
-    sets = [part.chars for part in flat if isinstance(part, Set)]
-    rest: list[Node] = [part for part in dict.fromkeys(flat) if not isinstance(part, Set)]
-    if sets and (chars := char_sets.union(*sets) or None):
-        rest.insert(0, Set(chars))
+        flat.extend(part.parts if isinstance(part, Alternation) else (part,))
+    sets = [part.chars for part in flat if isinstance(part, CharClass)]
+    rest: list[Node] = [part for part in dict.fromkeys(flat) if not isinstance(part, CharClass)]
+    if sets and (chars := charset.union(*sets) or None):
+        rest.insert(0, CharClass(chars))
     if not rest:
-        return Set(())
-    return rest[0] if len(rest) == 1 else Alt(tuple(rest))
+        return CharClass(())
+    return rest[0] if len(rest) == 1 else Alternation(tuple(rest))
 
 
 def text(value: str) -> Node:
     """Exactly this text."""
-    return sequence(Set(((ord(c), ord(c)),)) for c in value)
+    return sequence(CharClass(((ord(c), ord(c)),)) for c in value)

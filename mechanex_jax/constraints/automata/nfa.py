@@ -10,12 +10,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from mechanex_jax.constraints.automata import charset as char_sets
-from mechanex_jax.constraints.automata.charset import Chars
-from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, CompileLimits, minimise
-from mechanex_jax.constraints.automata.expression import Alt, At, Node, Ref, Repeat, Seq, Set
+from mechanex_jax.constraints.automata import charset
+from mechanex_jax.constraints.automata.charset import CharSet
+from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, CompileLimits, minimize
+from mechanex_jax.constraints.automata.expression import Alternation, Assertion, CharClass, Concat, Node, Repeat, RuleRef
 
-NEWLINE: Chars = ((10, 10),)
+NEWLINE: CharSet = ((10, 10),)
 _EDGE = 1 << 30  # the kind of what lies before the first and after the last character
 _NEWLINE_KINDS = ("final", "line_begin", "line_end")
 
@@ -25,50 +25,50 @@ class Nfa:
 
     def __init__(self, limits: CompileLimits = DEFAULT_LIMITS):
         self.check = limits.meter("The pattern")
-        self.empty: list[list[int]] = []
-        self.looks: list[list[tuple[At, int]]] = []
-        self.reads: list[list[tuple[int, int]]] = []  # (set, target)
-        self.refs: list[list[tuple[str, int]]] = []
+        self.epsilon: list[list[int]] = []
+        self.assertions: list[list[tuple[Assertion, int]]] = []
+        self.transitions: list[list[tuple[int, int]]] = []  # (set, target)
+        self.rule_calls: list[list[tuple[str, int]]] = []
         # Places that stand for the same position in optional copies of a repeated part share a family; the earlier copy, the
         # smaller number, accepts whatever the later one does.
         self.family: list[int] = []
         self.repeats = False
-        self.sets: dict[Chars, int] = {}
+        self.sets: dict[CharSet, int] = {}
 
-    def place(self) -> int:
-        self.family.append(len(self.empty))
-        self.empty.append([])
-        self.looks.append([])
-        self.reads.append([])
-        self.refs.append([])
-        if not len(self.empty) % 1024:
-            self.check(len(self.empty) // 4)
-        return len(self.empty) - 1
+    def state(self) -> int:
+        self.family.append(len(self.epsilon))
+        self.epsilon.append([])
+        self.assertions.append([])
+        self.transitions.append([])
+        self.rule_calls.append([])
+        if not len(self.epsilon) % 1024:
+            self.check(len(self.epsilon) // 4)
+        return len(self.epsilon) - 1
 
     def add(self, node: Node, start: int, end: int) -> None:
         """Let `node` be read from `start` to `end`."""
         match node:
-            case Set(chars):
+            case CharClass(chars):
                 if chars:
-                    self.reads[start].append((self.sets.setdefault(chars, len(self.sets)), end))
-            case At():
+                    self.transitions[start].append((self.sets.setdefault(chars, len(self.sets)), end))
+            case Assertion():
                 if node.kind in _NEWLINE_KINDS:
                     self.sets.setdefault(NEWLINE, len(self.sets))
                 if node.words:
                     self.sets.setdefault(node.words, len(self.sets))
-                self.looks[start].append((node, end))
-            case Ref(name):
-                self.refs[start].append((name, end))
-            case Seq(parts):
+                self.assertions[start].append((node, end))
+            case RuleRef(name):
+                self.rule_calls[start].append((name, end))
+            case Concat(parts):
                 for part in parts[:-1]:
-                    middle = self.place()
+                    middle = self.state()
                     self.add(part, start, middle)
                     start = middle
                 if parts:
                     self.add(parts[-1], start, end)
                 else:
-                    self.empty[start].append(end)
-            case Alt(parts):
+                    self.epsilon[start].append(end)
+            case Alternation(parts):
                 for part in parts:
                     self._apart(part, start, end)
             case Repeat():
@@ -76,11 +76,11 @@ class Nfa:
 
     def _apart(self, node: Node, start: int, end: int) -> None:
         """As `add`, with a beginning of its own, so that loops in `node` don't touch what else begins at `start`."""
-        if isinstance(node, Set | Ref):
+        if isinstance(node, CharClass | RuleRef):
             self.add(node, start, end)
             return
-        own = self.place()
-        self.empty[start].append(own)
+        own = self.state()
+        self.epsilon[start].append(own)
         self.add(node, own, end)
 
     def _repeat(self, node: Repeat, start: int, end: int) -> None:
@@ -91,29 +91,29 @@ class Nfa:
             bound = None if unbounded else inner.maximum and (inner.maximum * (node.maximum or 0))
             self._repeat(Repeat(inner.body, 0, bound), start, end)
             return
-        self.check(len(self.empty) // 4 + max(node.minimum, node.maximum or 0))
+        self.check(len(self.epsilon) // 4 + max(node.minimum, node.maximum or 0))
         for _ in range(node.minimum):
-            after = self.place()
+            after = self.state()
             self._apart(node.body, start, after)
             start = after
         if node.maximum is None:
-            loop = self.place()
-            self.empty[start].append(loop)
+            loop = self.state()
+            self.epsilon[start].append(loop)
             self._apart(node.body, loop, loop)
-            self.empty[loop].append(end)
+            self.epsilon[loop].append(end)
             return
-        self.empty[start].append(end)
-        first = len(self.empty)
+        self.epsilon[start].append(end)
+        first = len(self.epsilon)
         optional = node.maximum - node.minimum
         for _ in range(optional):
-            after = self.place()
+            after = self.state()
             self._apart(node.body, start, after)
-            self.empty[after].append(end)
+            self.epsilon[after].append(end)
             start = after
         if optional > 1:
-            size = (len(self.empty) - first) // optional
+            size = (len(self.epsilon) - first) // optional
             self.repeats = True
-            for state in range(first + size, len(self.empty)):
+            for state in range(first + size, len(self.epsilon)):
                 self.family[state] = self.family[state - size]
 
     def strongest(self, places: frozenset[int]) -> frozenset[int]:
@@ -124,11 +124,11 @@ class Nfa:
         return frozenset(best.values())
 
 
-class Columns:
+class Alphabet:
     """The classes of an alphabet as bit masks: the coarsest that tell some sets apart."""
 
-    def __init__(self, sets: Iterable[Chars]):
-        self.bounds, self.classes, member = char_sets.alphabet([*sets, char_sets.ANY])
+    def __init__(self, sets: Iterable[CharSet]):
+        self.bounds, self.classes, member = charset.alphabet([*sets, charset.ANY])
         self.count = member.shape[1]
         self.masks = [sum(1 << int(c) for c in np.flatnonzero(row)) for row in member]
         self.everything = self.masks.pop()
@@ -169,14 +169,14 @@ class Columns:
         return table
 
 
-class _Subsets:
+class _SubsetConstruction:
     """The subset construction. A member is 2 * place, + 1 if the text has to be over already."""
 
     def __init__(self, nfa: Nfa, start: int, end: int, everything: int | None, limits: CompileLimits):
         self.nfa, self.end, self.universal = nfa, end, everything
         self.check = limits.meter("The pattern")
-        self.columns = Columns(nfa.sets)
-        looks = {look for row in nfa.looks for look, _ in row}
+        self.columns = Alphabet(nfa.sets)
+        looks = {look for row in nfa.assertions for look, _ in row}
         # The kind of a character: one bit for each set that a condition asks about.
         kinds = {look.words or NEWLINE for look in looks if look.words or look.kind in _NEWLINE_KINDS}
         self.bit = {chars: 1 << i for i, chars in enumerate(sorted(kinds))}
@@ -189,7 +189,7 @@ class _Subsets:
         self.memo: dict[tuple[int, int, int], tuple[list[tuple[int, int]], bool]] = {}
         self.start = start
 
-    def holds(self, at: At, before: int, after: int) -> bool | None:
+    def holds(self, at: Assertion, before: int, after: int) -> bool | None:
         """Whether a condition holds between two kinds; None: only if the next character is the last."""
         newline, words = self.bit.get(NEWLINE, 0), self.bit.get(at.words, 0)
         match at.kind:
@@ -223,9 +223,9 @@ class _Subsets:
                 at = stack.pop()
                 place, last = at >> 1, at & 1
                 accepted |= place == self.end
-                reads += [(chars, target << 1 | last) for chars, target in nfa.reads[place]]
-                moves = [target << 1 | last for target in nfa.empty[place]]
-                for look, target in nfa.looks[place]:
+                reads += [(chars, target << 1 | last) for chars, target in nfa.transitions[place]]
+                moves = [target << 1 | last for target in nfa.epsilon[place]]
+                for look, target in nfa.assertions[place]:
                     verdict = self.holds(look, before, after)
                     if verdict is not False:
                         moves.append(target << 1 | last | (verdict is None))
@@ -274,10 +274,10 @@ class _Subsets:
             ends = any(self.closure(member, before, _EDGE)[1] for member in members)
             label.append(0 if ends else -1)
         table = self.columns.table(rows)
-        return minimise(CharDfa(self.columns.bounds, self.columns.classes, table, np.array(label, np.int16), 1))
+        return minimize(CharDfa(self.columns.bounds, self.columns.classes, table, np.array(label, np.int16), 1))
 
 
-def determinise(node: Node, *, search: bool = False, limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
+def determinize(node: Node, *, search: bool = False, limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
     """The minimal automaton of an expression without references, label 0.
 
     Args:
@@ -289,17 +289,17 @@ def determinise(node: Node, *, search: bool = False, limits: CompileLimits = DEF
       ConstraintError: beyond the limits.
     """
     nfa = Nfa(limits)
-    start, end = nfa.place(), nfa.place()
+    start, end = nfa.state(), nfa.state()
     universal = None
     if search:
-        first, last = nfa.place(), nfa.place()
-        anything = Repeat(Set(char_sets.ANY), 0, None)
+        first, last = nfa.state(), nfa.state()
+        anything = Repeat(CharClass(charset.ANY), 0, None)
         nfa.add(anything, start, first)
         nfa.add(node, first, last)
-        universal = nfa.place()
-        nfa.empty[last].append(universal)
-        nfa.add(Set(char_sets.ANY), universal, universal)
-        nfa.empty[universal].append(end)
+        universal = nfa.state()
+        nfa.epsilon[last].append(universal)
+        nfa.add(CharClass(charset.ANY), universal, universal)
+        nfa.epsilon[universal].append(end)
     else:
         nfa.add(node, start, end)
-    return _Subsets(nfa, start, end, None if universal is None else universal << 1, limits).run()
+    return _SubsetConstruction(nfa, start, end, None if universal is None else universal << 1, limits).run()

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 
 from mechanex_jax.constraints.automata.dfa import DEAD, DEFAULT_LIMITS, CompileLimits
 from mechanex_jax.constraints.automata.expression import Node
-from mechanex_jax.constraints.automata.nfa import Columns, Nfa
+from mechanex_jax.constraints.automata.nfa import Alphabet, Nfa
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.constraints.grammar.left_recursion import called, factored, loops, nullable, productive, references
@@ -73,11 +73,11 @@ class _Compiler:
         self.places: dict[str, tuple[int, int]] = {}
         self.owner: list[str] = []
         for name, body in rules.items():
-            self.places[name] = first, last = self.nfa.place(), self.nfa.place()
+            self.places[name] = first, last = self.nfa.state(), self.nfa.state()
             self.nfa.add(body, first, last)
-            self.owner += [name] * (len(self.nfa.empty) - len(self.owner))
+            self.owner += [name] * (len(self.nfa.epsilon) - len(self.owner))
         self.ends = {last for _, last in self.places.values()}
-        self.columns = Columns(self.nfa.sets)
+        self.columns = Alphabet(self.nfa.sets)
         self.leads = lead_bytes(self.columns)
         self.first = self._first()
         # Places that are returned to from a rule which was opened though it lies on a cycle, or which returned early.
@@ -101,10 +101,10 @@ class _Compiler:
                 found, seen, stack = 0, {start}, [start]
                 while stack:
                     place = stack.pop()
-                    for chars, _ in self.nfa.reads[place]:
+                    for chars, _ in self.nfa.transitions[place]:
                         found |= self.columns.masks[chars]
-                    moves = list(self.nfa.empty[place])
-                    for rule, target in self.nfa.refs[place]:
+                    moves = list(self.nfa.epsilon[place])
+                    for rule, target in self.nfa.rule_calls[place]:
                         found |= classes[rule]
                         if rule in self.empty:
                             moves.append(target)
@@ -133,9 +133,9 @@ class _Compiler:
         while target not in self.ends and target not in seen:
             seen.add(target)
             nfa = self.nfa
-            if nfa.reads[target] or nfa.refs[target] or len(nfa.empty[target]) != 1:
+            if nfa.transitions[target] or nfa.rule_calls[target] or len(nfa.epsilon[target]) != 1:
                 return (target, *stack)
-            target = nfa.empty[target][0]
+            target = nfa.epsilon[target][0]
         return stack
 
     def close(self, members: Iterable[Member], opened: frozenset[str] = frozenset()) -> Subset:
@@ -151,8 +151,8 @@ class _Compiler:
                 if not returns:
                     out.add(DONE)
             else:
-                moves = [(target, returns) for target in nfa.empty[place]]
-                for rule, target in nfa.refs[place]:
+                moves = [(target, returns) for target in nfa.epsilon[place]]
+                for rule, target in nfa.rule_calls[place]:
                     if rule in self.called and rule not in opened:
                         out.add(member)
                         if rule in self.empty:
@@ -162,7 +162,7 @@ class _Compiler:
                         moves.append((self.places[rule][0], pushed))
                         if rule in opened:
                             self.frames.update(pushed[:1])
-                if nfa.reads[place]:
+                if nfa.transitions[place]:
                     out.add(member)
             for move in moves:
                 if (len(move[1]) > len(returns) and self._too_deep(move[1])) or len(seen) > _MOST_MEMBERS:
@@ -185,8 +185,8 @@ class _Compiler:
             reads: list[tuple[int, Member]] = []
             calls: dict[str, list[Member]] = {}
             for place, returns in subset - {DONE}:
-                reads += [(self.columns.masks[chars], (target, returns)) for chars, target in self.nfa.reads[place]]
-                for rule, target in self.nfa.refs[place]:
+                reads += [(self.columns.masks[chars], (target, returns)) for chars, target in self.nfa.transitions[place]]
+                for rule, target in self.nfa.rule_calls[place]:
                     if rule in self.called and rule not in opened:
                         calls.setdefault(rule, []).append((target, returns))
             unclear = self._unclear(reads, calls)

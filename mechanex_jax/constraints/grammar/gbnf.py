@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 
-from mechanex_jax.constraints.automata import charset as char_sets
-from mechanex_jax.constraints.automata.charset import Chars
-from mechanex_jax.constraints.automata.expression import EMPTY, Node, Ref, Repeat, Set, alternatives, sequence
+from mechanex_jax.constraints.automata import charset
+from mechanex_jax.constraints.automata.charset import CharSet
+from mechanex_jax.constraints.automata.expression import EMPTY, CharClass, Node, Repeat, RuleRef, alternatives, sequence
 from mechanex_jax.errors import ConstraintError
 
 _TOKEN = re.compile(
@@ -103,13 +103,13 @@ class _Parser:
     def item(self, kind: str, value: str, at: int) -> Node:
         if kind == "name":
             self.used.setdefault(value, at)
-            return Ref(value)
+            return RuleRef(value)
         if kind == "text":
-            return sequence(Set(((point, point),)) for point in self.points(value[1:-1], at + 1))
+            return sequence(CharClass(((point, point),)) for point in self.points(value[1:-1], at + 1))
         if kind == "class":
-            return Set(self.char_class(value[1:-1], at + 1))
+            return CharClass(self.char_class(value[1:-1], at + 1))
         if kind == "sign" and value == ".":
-            return Set(char_sets.ANY)
+            return CharClass(charset.ANY)
         if kind == "sign" and value == "(":
             self.depth += 1
             node = self.alternatives()
@@ -148,7 +148,7 @@ class _Parser:
             letter = value[i + 1]
             if letter in _HEX_LENGTH:
                 digits = value[i + 2 : i + 2 + _HEX_LENGTH[letter]]
-                if not re.fullmatch(f"[0-9a-fA-F]{{{_HEX_LENGTH[letter]}}}", digits) or int(digits, 16) > char_sets.LAST:
+                if not re.fullmatch(f"[0-9a-fA-F]{{{_HEX_LENGTH[letter]}}}", digits) or int(digits, 16) > charset.LAST:
                     raise self.error(f"\\{letter} needs {_HEX_LENGTH[letter]} hexadecimal digits of a character", at + i)
                 found.append(int(digits, 16))
                 i += 2 + len(digits)
@@ -159,7 +159,7 @@ class _Parser:
                 raise self.error(f"unknown escape \\{letter}", at + i)
         return found
 
-    def char_class(self, value: str, at: int) -> Chars:
+    def char_class(self, value: str, at: int) -> CharSet:
         negated = value.startswith("^")
         body = value[negated:]
         # Escaped characters are never the sign of a range: they are marked before the dashes are looked for.
@@ -183,5 +183,5 @@ class _Parser:
             else:
                 found.append((point, point))
                 i += 1
-        chars = char_sets.intersection(char_sets.union(found), char_sets.ANY)
-        return char_sets.complement(chars) if negated else chars
+        chars = charset.intersection(charset.union(found), charset.ANY)
+        return charset.complement(chars) if negated else chars

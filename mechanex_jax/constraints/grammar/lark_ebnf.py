@@ -9,7 +9,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mechanex_jax.constraints.automata.expression import Alt, At, Node, Ref, Repeat, Seq, alternatives, sequence
+from mechanex_jax.constraints.automata.expression import (
+    Alternation,
+    Assertion,
+    Concat,
+    Node,
+    Repeat,
+    RuleRef,
+    alternatives,
+    sequence,
+)
 from mechanex_jax.constraints.regex import python
 from mechanex_jax.errors import ConstraintError
 
@@ -66,13 +75,13 @@ class _Rules:
         self.text, self.grammar = text, grammar
 
     def rules(self) -> dict[str, Node]:
-        ignored = [Ref(name) for name in self.grammar.ignore_tokens]
+        ignored = [RuleRef(name) for name in self.grammar.ignore_tokens]
         between: list[Node] = [Repeat(alternatives(ignored), 0, None)] if ignored else []
         bodies: dict[str, list[Node]] = {}
         for rule in self.grammar.rules:
             parts: list[Node] = []
             for symbol in rule.expansion:
-                parts.append(Ref(str(symbol.name)))
+                parts.append(RuleRef(str(symbol.name)))
                 if symbol.is_term:
                     parts += between
             bodies.setdefault(str(rule.origin.name), []).append(sequence(parts))
@@ -97,9 +106,9 @@ class _Rules:
 
 def _conditional(node: Node) -> bool:
     match node:
-        case At():
+        case Assertion():
             return True
-        case Seq(parts) | Alt(parts):
+        case Concat(parts) | Alternation(parts):
             return any(_conditional(part) for part in parts)
         case Repeat(body=body):
             return _conditional(body)

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from mechanex_jax.constraints.automata.expression import EMPTY, Alt, Node, Ref, Repeat, Seq, Set, alternatives, sequence
+from mechanex_jax.constraints.automata.expression import (
+    EMPTY,
+    Alternation,
+    CharClass,
+    Concat,
+    Node,
+    Repeat,
+    RuleRef,
+    alternatives,
+    sequence,
+)
 
 _MOST_ALTERNATIVES = 400
 
@@ -18,9 +28,9 @@ def references(node: Node) -> Iterable[str]:
     stack = [node]
     while stack:
         match stack.pop():
-            case Ref(name):
+            case RuleRef(name):
                 yield name
-            case Seq(parts) | Alt(parts):
+            case Concat(parts) | Alternation(parts):
                 stack.extend(parts)
             case Repeat(body=body):
                 stack.append(body)
@@ -41,11 +51,11 @@ def nullable(rules: Mapping[str, Node]) -> set[str]:
 def may_be_empty(node: Node, empty: set[str]) -> bool:
     """Whether an expression accepts the empty text, given which rules do."""
     match node:
-        case Ref(name):
+        case RuleRef(name):
             return name in empty
-        case Seq(parts):
+        case Concat(parts):
             return all(may_be_empty(part, empty) for part in parts)
-        case Alt(parts):
+        case Alternation(parts):
             return any(may_be_empty(part, empty) for part in parts)
         case Repeat(body, minimum):
             return minimum == 0 or may_be_empty(body, empty)
@@ -59,15 +69,15 @@ def productive(rules: Mapping[str, Node]) -> set[str]:
 
     def ends(node: Node) -> bool:
         match node:
-            case Ref(name):
+            case RuleRef(name):
                 return name in found
-            case Seq(parts):
+            case Concat(parts):
                 return all(ends(part) for part in parts)
-            case Alt(parts):
+            case Alternation(parts):
                 return any(ends(part) for part in parts)
             case Repeat(body, minimum):
                 return minimum == 0 or ends(body)
-            case Set(chars):
+            case CharClass(chars):
                 return bool(chars)
             case _:
                 return True
@@ -147,15 +157,15 @@ def loops(rules: Mapping[str, Node]) -> dict[str, Node]:
 def factored(node: Node) -> Node:
     """The same with what alternatives begin with in common written once, so that they are told apart as late as possible."""
     match node:
-        case Seq(parts):
+        case Concat(parts):
             return sequence(factored(part) for part in parts)
         case Repeat(body, minimum, maximum):
             return Repeat(factored(body), minimum, maximum)
-        case Alt(parts):
+        case Alternation(parts):
             groups: dict[Node, list[Node]] = {}
             for part in map(factored, parts):
-                first, rest = (part.parts[0], Seq(part.parts[1:])) if isinstance(part, Seq) and part.parts else (part, EMPTY)
-                groups.setdefault(first, []).append(sequence(rest.parts))
+                first, *rest = part.parts if isinstance(part, Concat) and part.parts else (part,)
+                groups.setdefault(first, []).append(sequence(rest))
             found = [
                 sequence([first, rests[0] if len(rests) == 1 else factored(alternatives(rests))])
                 for first, rests in groups.items()
@@ -175,7 +185,7 @@ class _Ends:
 
     def rewritten(self) -> Node | None:
         bodies = self.spread((self.rules[self.name],))
-        own = Ref(self.name)
+        own = RuleRef(self.name)
         before: list[Node] = []
         after: list[Node] = []
         between: list[Node] = []
@@ -222,17 +232,17 @@ class _Ends:
 
         def visit(node: Node) -> None:
             match node:
-                case Ref(name):
+                case RuleRef(name):
                     if name not in found:
                         found.add(name)
                         if name not in self.kept:
                             visit(self.rules[name])
-                case Seq(parts):
+                case Concat(parts):
                     for part in parts if side == 0 else reversed(parts):
                         visit(part)
                         if not may_be_empty(part, self.empty):
                             break
-                case Alt(parts):
+                case Alternation(parts):
                     for part in parts:
                         visit(part)
                 case Repeat(body=body):
@@ -264,19 +274,19 @@ class _Ends:
         if not parts:
             return None
         end = parts[side]
-        if end == Ref(self.name) or self.name not in self.reach(end, side):
+        if end == RuleRef(self.name) or self.name not in self.reach(end, side):
             return None
 
         def put(*inner: Node) -> tuple[Node, ...]:
             flat = sequence([*inner, *parts[1:]] if side == 0 else [*parts[:-1], *inner])
-            return flat.parts if isinstance(flat, Seq) else (flat,)
+            return flat.parts if isinstance(flat, Concat) else (flat,)
 
         match end:
-            case Ref(name) if name not in self.kept:
+            case RuleRef(name) if name not in self.kept:
                 return [put(self.rules[name])]
-            case Seq():
+            case Concat():
                 return [put(end)]
-            case Alt(inner):
+            case Alternation(inner):
                 return [put(part) for part in inner]
             case Repeat(body, minimum, maximum):
                 if side == -1 and maximum is None:  # see `is_list`

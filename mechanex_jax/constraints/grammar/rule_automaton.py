@@ -8,9 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from mechanex_jax.constraints.automata.dfa import DEAD, CharDfa, useful
-from mechanex_jax.constraints.automata.encoding import SpellingTree, to_bytes
+from mechanex_jax.constraints.automata.encoding import EncodingTree, to_bytes
 from mechanex_jax.constraints.automata.minimize import coarsest
-from mechanex_jax.constraints.automata.nfa import Columns
+from mechanex_jax.constraints.automata.nfa import Alphabet
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 
 END = -1  # the place behind an automaton's last character
@@ -46,7 +46,7 @@ class Automaton:
             self.label.append(-1)
         return self.numbers[subset]
 
-    def emit(self, builder: Builder, ids: Mapping[Subset, int], rule: int, columns: Columns) -> None:
+    def emit(self, builder: Builder, ids: Mapping[Subset, int], rule: int, columns: Alphabet) -> None:
         """Write the states into a builder's `rule`, characters as bytes; `ids` are the rules of the automata it calls."""
         if len(self.subsets) == 1:
             return  # nothing but the empty text: it is never called
@@ -75,9 +75,9 @@ class Automaton:
                 builder.call(base + state, inner, returns)
 
 
-def lead_bytes(columns: Columns) -> list[int]:
+def lead_bytes(columns: Alphabet) -> list[int]:
     """For each class the first bytes of its characters in UTF-8."""
-    tree = SpellingTree(columns.bounds, columns.classes, "utf8")
+    tree = EncodingTree(columns.bounds, columns.classes, "utf8")
     inside: list[set[int]] = []
     for edges in tree.nodes:
         inside.append({c for _, child in edges for c in ((~child,) if child < 0 else inside[child])})

@@ -108,4 +108,4 @@ PATTERNS = {
 @functools.cache
 def automaton(name: str) -> CharDfa:
     """The strings of a format in `PATTERNS`."""
-    return regex.chars(PATTERNS[name])
+    return regex.char_dfa(PATTERNS[name])

@@ -15,8 +15,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from mechanex_jax.constraints.automata import charset as char_sets
-from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, minimise, product
+from mechanex_jax.constraints.automata import charset
+from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, minimize, product
 from mechanex_jax.constraints.automata.encoding import to_bytes
 from mechanex_jax.constraints.json_schema.classifiers import Classifier, Decision, Labels
 from mechanex_jax.constraints.json_schema.formula import Formula
@@ -56,7 +56,7 @@ def classify(leaves: Sequence[Formula], decide: Decision[Outcome], limits: Compi
         true.update(leaf for leaf in compared if sizes[leaf.args[1]] == (LESS if leaf.args[0] == "below" else EQUAL))
         return outcomes.label(true.__contains__)
 
-    dfa = minimise(product(parts, combine, limits))
+    dfa = minimize(product(parts, combine, limits))
     return Classifier(to_bytes(dfa), outcomes.outcomes)
 
 
@@ -84,7 +84,7 @@ def _explore(start: Read, step: Callable[[Read, str], Read | None], label: Calla
 
 @functools.cache
 def _alphabet() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return char_sets.alphabet([char_sets.of(symbol) for symbol in _SYMBOLS])
+    return charset.alphabet([charset.of(symbol) for symbol in _SYMBOLS])
 
 
 @functools.cache

@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 
 from mechanex_jax.constraints import regex
-from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, length, literals, minimise, product, trim
+from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, length, literals, minimize, product, trim
 from mechanex_jax.constraints.automata.encoding import to_bytes
 from mechanex_jax.constraints.json_schema import formats, string_bytes
 from mechanex_jax.constraints.json_schema.classifiers import Classifier, Decision, Labels
@@ -22,7 +22,7 @@ _LONG = 150
 
 @functools.lru_cache(1024)
 def _pattern(pattern: str, limits: CompileLimits) -> CharDfa:
-    return regex.chars(pattern, search=True, dialect="ecma", limits=limits)
+    return regex.char_dfa(pattern, search=True, dialect="ecma", limits=limits)
 
 
 def is_everything(dfa: CharDfa) -> bool:
@@ -89,7 +89,7 @@ class Strings:
         else:
             dfa = product(automata, combine, self.limits)
         # What counts characters is long, and as good as minimal if its parts are.
-        return dfa if lengths and len(dfa.next) > _LONG else minimise(dfa), labels.outcomes
+        return dfa if lengths and len(dfa.next) > _LONG else minimize(dfa), labels.outcomes
 
     def _parts(
         self, leaves: Sequence[Formula], lengths: Sequence[Formula]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, CompileLimits, complement
 from mechanex_jax.constraints.automata.encoding import to_bytes
 from mechanex_jax.constraints.automata.expression import Node
-from mechanex_jax.constraints.automata.nfa import determinise
+from mechanex_jax.constraints.automata.nfa import determinize
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.constraints.regex import ecma, python
@@ -24,7 +24,7 @@ def parse(pattern: str, *, dialect: str = "python") -> Node:
     return _DIALECTS[dialect](pattern)
 
 
-def chars(pattern: str, *, search: bool = False, dialect: str = "python", limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
+def char_dfa(pattern: str, *, search: bool = False, dialect: str = "python", limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
     """The minimal automaton of a pattern over code points, label 0.
 
     Args:
@@ -36,7 +36,7 @@ def chars(pattern: str, *, search: bool = False, dialect: str = "python", limits
     Raises:
       ConstraintError: bad syntax, an unsupported construct, or an automaton beyond the limits.
     """
-    return determinise(parse(pattern, dialect=dialect), search=search, limits=limits)
+    return determinize(parse(pattern, dialect=dialect), search=search, limits=limits)
 
 
 def forbidding(terms: Sequence[str], limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
@@ -45,7 +45,7 @@ def forbidding(terms: Sequence[str], limits: CompileLimits = DEFAULT_LIMITS) -> 
     Raises:
       ConstraintError: an automaton beyond the limits.
     """
-    found = chars(f"(?i:{'|'.join(map(re.escape, terms))})", search=True, limits=limits)
+    found = char_dfa(f"(?i:{'|'.join(map(re.escape, terms))})", search=True, limits=limits)
     return _pushdown("forbidden", complement(found))
 
 
@@ -53,9 +53,9 @@ def pushdown_automaton(pattern: str, limits: CompileLimits = DEFAULT_LIMITS) -> 
     """The bytes of the texts that match as a whole, as `re.fullmatch` has it.
 
     Raises:
-      ConstraintError: as for `chars`, or no text matches.
+      ConstraintError: as for `char_dfa`, or no text matches.
     """
-    dfa = chars(pattern, limits=limits)
+    dfa = char_dfa(pattern, limits=limits)
     if dfa.is_empty():
         raise ConstraintError(f"No text matches the regular expression {pattern!r}. Check its anchors and empty classes.")
     return _pushdown("regex", dfa)

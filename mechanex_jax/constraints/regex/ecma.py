@@ -11,14 +11,14 @@ import re
 import sys
 import unicodedata
 
-from mechanex_jax.constraints.automata import charset as char_sets
-from mechanex_jax.constraints.automata.charset import Chars
-from mechanex_jax.constraints.automata.expression import At, Node, Repeat, Set, alternatives, sequence
+from mechanex_jax.constraints.automata import charset
+from mechanex_jax.constraints.automata.charset import CharSet
+from mechanex_jax.constraints.automata.expression import Assertion, CharClass, Node, Repeat, alternatives, sequence
 from mechanex_jax.errors import ConstraintError
 
-_DIGITS: Chars = char_sets.interval("0", "9")
-_WORDS: Chars = char_sets.union(char_sets.interval("a", "z"), char_sets.interval("A", "Z"), _DIGITS, char_sets.of("_"))
-_LINE_ENDS: Chars = char_sets.of("\n\r\u2028\u2029")
+_DIGITS: CharSet = charset.interval("0", "9")
+_WORDS: CharSet = charset.union(charset.interval("a", "z"), charset.interval("A", "Z"), _DIGITS, charset.of("_"))
+_LINE_ENDS: CharSet = charset.of("\n\r\u2028\u2029")
 _CONTROLS = {"t": 9, "n": 10, "v": 11, "f": 12, "r": 13}
 _HEX = "0123456789abcdefABCDEF"
 _LONGEST_REPEAT = 1_000_000
@@ -51,19 +51,19 @@ def parse(pattern: str) -> Node:
 
 
 @functools.cache
-def property_chars(name: str) -> Chars | None:
+def property_chars(name: str) -> CharSet | None:
     r"""The characters of `\p{name}`; None if it is not a property known here."""
     name = re.sub(r"^(General_Category|gc)=", "", name)
     if name == "Any":
-        return char_sets.ANY
+        return charset.ANY
     if name == "ASCII":
-        return char_sets.interval(0, 127)
+        return charset.interval(0, 127)
     if name in ("ASCII_Hex_Digit", "AHex"):
-        return char_sets.of(_HEX)
+        return charset.of(_HEX)
     if name == "Assigned":
-        return char_sets.complement(_general_category()["Cn"])
+        return charset.complement(_general_category()["Cn"])
     if name in ("White_Space", "space"):
-        return char_sets.union(char_sets.interval(9, 13), char_sets.of("\u0085\u2028\u2029"), _general_category()["Zs"])
+        return charset.union(charset.interval(9, 13), charset.of("\u0085\u2028\u2029"), _general_category()["Zs"])
     if name in ("Lowercase", "Lower", "Uppercase", "Upper"):
         test = str.islower if name.startswith("Lower") else str.isupper
         return _where(lambda char: test(char))
@@ -71,15 +71,15 @@ def property_chars(name: str) -> Chars | None:
     if short not in _SHORT:
         return None
     wanted = ("Lu", "Ll", "Lt") if short == "LC" else (short,)
-    return char_sets.union(*(c for key, c in _general_category().items() if key.startswith(wanted)))
+    return charset.union(*(c for key, c in _general_category().items() if key.startswith(wanted)))
 
 
-def _where(test) -> Chars:
-    return char_sets.union((p, p) for p in range(0x20000) if not 0xD800 <= p < 0xE000 and test(chr(p)))
+def _where(test) -> CharSet:
+    return charset.union((p, p) for p in range(0x20000) if not 0xD800 <= p < 0xE000 and test(chr(p)))
 
 
 @functools.cache
-def _general_category() -> dict[str, Chars]:
+def _general_category() -> dict[str, CharSet]:
     found: dict[str, list[tuple[int, int]]] = {}
     start, current = 0, unicodedata.category("\0")
     for point in range(1, sys.maxunicode + 2):
@@ -87,15 +87,15 @@ def _general_category() -> dict[str, Chars]:
         if category != current:
             found.setdefault(current, []).append((start, point - 1))
             start, current = point, category
-    return {name: char_sets.intersection(tuple(spans), char_sets.ANY) for name, spans in found.items()}
+    return {name: charset.intersection(tuple(spans), charset.ANY) for name, spans in found.items()}
 
 
 @functools.cache
-def _class_escape(letter: str) -> Chars:
+def _class_escape(letter: str) -> CharSet:
     if letter.isupper():
-        return char_sets.complement(_class_escape(letter.lower()))
+        return charset.complement(_class_escape(letter.lower()))
     if letter == "s":
-        return char_sets.union(char_sets.of("\t\v\f\ufeff"), _LINE_ENDS, _general_category()["Zs"])
+        return charset.union(charset.of("\t\v\f\ufeff"), _LINE_ENDS, _general_category()["Zs"])
     return _DIGITS if letter == "d" else _WORDS
 
 
@@ -144,19 +144,19 @@ class _Parser:
     def term(self) -> Node:
         start = self.at
         if self.eat("^"):
-            node: Node = At("begin")
+            node: Node = Assertion("begin")
         elif self.eat("$"):
-            node = At("end")
+            node = Assertion("end")
         elif self.eat("\\b"):
-            node = At("boundary", _WORDS)
+            node = Assertion("boundary", _WORDS)
         elif self.eat("\\B"):
-            node = At("not_boundary", _WORDS)
+            node = Assertion("not_boundary", _WORDS)
         else:
             node = self.atom()
         bounds = self.quantifier()
         if bounds is None:
             return node
-        if isinstance(node, At):
+        if isinstance(node, Assertion):
             raise self.error("nothing to repeat", start)
         return Repeat(node, *bounds)
 
@@ -188,15 +188,15 @@ class _Parser:
             return self.group()
         if char == "[":
             self.at += 1
-            return Set(self.char_class(start))
+            return CharClass(self.char_class(start))
         if char == "\\":
             return self.escape_atom()
         if char in "*+?" or (char == "{" and re.compile(r"\{[0-9]+(,[0-9]*)?\}").match(self.pattern, start)):
             raise self.error("nothing to repeat")
         self.at += 1
         if char == ".":
-            return Set(char_sets.complement(_LINE_ENDS))
-        return Set(char_sets.intersection(((ord(char), ord(char)),), char_sets.ANY))
+            return CharClass(charset.complement(_LINE_ENDS))
+        return CharClass(charset.intersection(((ord(char), ord(char)),), charset.ANY))
 
     def group(self) -> Node:
         start = self.at
@@ -227,9 +227,9 @@ class _Parser:
         if following == "k" and self.pattern.startswith("<", self.at + 2):
             raise self.refuse("a back-reference", self.at)
         found = self.escape()
-        return Set(found if isinstance(found, tuple) else char_sets.intersection(((found, found),), char_sets.ANY))
+        return CharClass(found if isinstance(found, tuple) else charset.intersection(((found, found),), charset.ANY))
 
-    def escape(self) -> int | Chars:
+    def escape(self) -> int | CharSet:
         """What a backslash and what follows it stand for: a code point, or a set."""
         start = self.at
         self.at += 1
@@ -265,7 +265,7 @@ class _Parser:
 
     def unicode(self, start: int) -> int:
         if match := re.compile(r"\{([0-9a-fA-F]+)\}").match(self.pattern, self.at):
-            if int(match[1], 16) > char_sets.LAST:
+            if int(match[1], 16) > charset.LAST:
                 raise self.error("a code point beyond U+10FFFF", start)
             self.at = match.end()
             return int(match[1], 16)
@@ -281,7 +281,7 @@ class _Parser:
             self.at = back
         return point
 
-    def property(self, start: int, negated: bool) -> Chars:
+    def property(self, start: int, negated: bool) -> CharSet:
         match = re.compile(r"\{([\w=]+)\}").match(self.pattern, self.at)
         if not match:
             raise self.error("an incomplete property escape", start)
@@ -289,11 +289,11 @@ class _Parser:
         if chars is None:
             raise self.refuse(f"the Unicode property {match[1]!r}", start)
         self.at = match.end()
-        return char_sets.complement(chars) if negated else chars
+        return charset.complement(chars) if negated else chars
 
-    def char_class(self, start: int) -> Chars:
+    def char_class(self, start: int) -> CharSet:
         negated = self.eat("^")
-        found: list[Chars] = []
+        found: list[CharSet] = []
         while not self.eat("]"):
             low = self.class_atom(start)
             if self.peek("-") and not self.peek("-]"):
@@ -305,12 +305,12 @@ class _Parser:
                         raise self.error("a range out of order", dash)
                     found.append(((low, high),))
                     continue
-                found += [char_sets.of("-"), _as_set(high)]
+                found += [charset.of("-"), _as_set(high)]
             found.append(_as_set(low))
-        chars = char_sets.intersection(char_sets.union(*found), char_sets.ANY)
-        return char_sets.complement(chars) if negated else chars
+        chars = charset.intersection(charset.union(*found), charset.ANY)
+        return charset.complement(chars) if negated else chars
 
-    def class_atom(self, start: int) -> int | Chars:
+    def class_atom(self, start: int) -> int | CharSet:
         if self.at >= len(self.pattern):
             raise self.error("a class without ]", start)
         if self.eat("\\b"):
@@ -321,5 +321,5 @@ class _Parser:
         return ord(self.pattern[self.at - 1])
 
 
-def _as_set(item: int | Chars) -> Chars:
+def _as_set(item: int | CharSet) -> CharSet:
     return item if isinstance(item, tuple) else ((item, item),)

@@ -9,9 +9,9 @@ import warnings
 from re import _casefix, _constants, _parser  # type: ignore[attr-defined]
 from typing import Any
 
-from mechanex_jax.constraints.automata import charset as char_sets
-from mechanex_jax.constraints.automata.charset import Chars
-from mechanex_jax.constraints.automata.expression import EMPTY, At, Node, Repeat, Set, alternatives, sequence
+from mechanex_jax.constraints.automata import charset
+from mechanex_jax.constraints.automata.charset import CharSet
+from mechanex_jax.constraints.automata.expression import EMPTY, Assertion, CharClass, Node, Repeat, alternatives, sequence
 from mechanex_jax.errors import ConstraintError
 
 # The parser is private to Python, but is what `re` itself uses, unchanged from 3.11 to 3.14; the tests would show a change.
@@ -74,16 +74,16 @@ class _Translator:
         return getattr(self, f"_{code.lower()}")(argument, flags)
 
     def _literal(self, point: int, flags: int) -> Node:
-        return Set(_char_class((("LITERAL", point),), flags))
+        return CharClass(_char_class((("LITERAL", point),), flags))
 
     def _not_literal(self, point: int, flags: int) -> Node:
-        return Set(char_sets.complement(_char_class((("LITERAL", point),), flags)))
+        return CharClass(charset.complement(_char_class((("LITERAL", point),), flags)))
 
     def _any(self, _: None, flags: int) -> Node:
-        return Set(char_sets.ANY if flags & re.DOTALL else char_sets.complement(char_sets.of("\n")))
+        return CharClass(charset.ANY if flags & re.DOTALL else charset.complement(charset.of("\n")))
 
     def _in(self, items: list, flags: int) -> Node:
-        return Set(_char_class(tuple((str(op), str(av) if str(op) == "CATEGORY" else av) for op, av in items), flags))
+        return CharClass(_char_class(tuple((str(op), str(av) if str(op) == "CATEGORY" else av) for op, av in items), flags))
 
     def _branch(self, argument: Any, flags: int) -> Node:
         return alternatives([self.sequence(branch, flags) for branch in argument[1]])
@@ -101,18 +101,18 @@ class _Translator:
     _min_repeat = _max_repeat  # lazy or greedy, the language is the same
 
     def _failure(self, _: None, flags: int) -> Node:
-        return Set(())
+        return CharClass(())
 
     def _at(self, code: Any, flags: int) -> Node:
         multiline = bool(flags & re.MULTILINE)
-        words = char_sets.category("w", bool(flags & re.ASCII))
+        words = charset.category("w", bool(flags & re.ASCII))
         places = {
-            "AT_BEGINNING": At("line_begin" if multiline else "begin"),
-            "AT_BEGINNING_STRING": At("begin"),
-            "AT_END": At("line_end" if multiline else "final"),
-            "AT_END_STRING": At("end"),
-            "AT_BOUNDARY": At("boundary", words),
-            "AT_NON_BOUNDARY": At(_NOT_BOUNDARY, words),
+            "AT_BEGINNING": Assertion("line_begin" if multiline else "begin"),
+            "AT_BEGINNING_STRING": Assertion("begin"),
+            "AT_END": Assertion("line_end" if multiline else "final"),
+            "AT_END_STRING": Assertion("end"),
+            "AT_BOUNDARY": Assertion("boundary", words),
+            "AT_NON_BOUNDARY": Assertion(_NOT_BOUNDARY, words),
         }
         return places[str(code)]
 
@@ -120,11 +120,11 @@ class _Translator:
         return EMPTY
 
 
-def _char_class(items: tuple, flags: int) -> Chars:
+def _char_class(items: tuple, flags: int) -> CharSet:
     """The characters of a class as Python's compiler understands its items under `flags`."""
     ascii_only, negated = bool(flags & re.ASCII), False
-    listed: list[Chars] = []
-    categories: list[Chars] = []
+    listed: list[CharSet] = []
+    categories: list[CharSet] = []
     for op, value in items:
         if op == "NEGATE":
             negated = True
@@ -135,27 +135,27 @@ def _char_class(items: tuple, flags: int) -> Chars:
         else:  # CATEGORY_DIGIT, CATEGORY_NOT_DIGIT, ...
             name = value.removeprefix("CATEGORY_")
             letter = name.removeprefix("NOT_")[0].lower()
-            categories.append(char_sets.category(letter.upper() if name.startswith("NOT_") else letter, ascii_only))
-    chars = char_sets.union(*listed)
+            categories.append(charset.category(letter.upper() if name.startswith("NOT_") else letter, ascii_only))
+    chars = charset.union(*listed)
     if flags & re.IGNORECASE:
         chars = _ignore_case(chars, ascii_only)
-    chars = char_sets.union(chars, *categories)
-    return char_sets.complement(chars) if negated else char_sets.intersection(chars, char_sets.ANY)
+    chars = charset.union(chars, *categories)
+    return charset.complement(chars) if negated else charset.intersection(chars, charset.ANY)
 
 
 @functools.lru_cache(maxsize=256)
-def _ignore_case(chars: Chars, ascii_only: bool) -> Chars:
+def _ignore_case(chars: CharSet, ascii_only: bool) -> CharSet:
     """Every character that lowers to what a character of the set lowers to, or to one that Python holds to be its equal."""
     lower, uppers = _lowered(ascii_only)
-    cased = [point for point in lower if char_sets.contains(chars, point)]
-    kept = char_sets.difference(chars, char_sets.union((p, p) for p in lower))
+    cased = [point for point in lower if charset.contains(chars, point)]
+    kept = charset.difference(chars, charset.union((p, p) for p in lower))
     targets = {lower[p] for p in cased}
     if not ascii_only:
         extra = _casefix._EXTRA_CASES
         targets |= {p for low in tuple(targets) for p in extra.get(low, ())}
-        targets |= {p for low, equals in extra.items() if low not in lower and char_sets.contains(chars, low) for p in equals}
+        targets |= {p for low, equals in extra.items() if low not in lower and charset.contains(chars, low) for p in equals}
     reached = {p for low in targets for p in uppers.get(low, (low,))}
-    return char_sets.union(kept, ((p, p) for p in reached))
+    return charset.union(kept, ((p, p) for p in reached))
 
 
 @functools.cache

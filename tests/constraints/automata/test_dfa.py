@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechanex_jax.constraints import regex
-from mechanex_jax.constraints.automata import charset as char_sets
+from mechanex_jax.constraints.automata import charset
 from mechanex_jax.constraints.automata import dfa as dfas
 from mechanex_jax.constraints.automata.byte_dfa import ByteDfa
 from mechanex_jax.constraints.automata.encoding import to_bytes
-from mechanex_jax.constraints.automata.expression import Repeat, Set
-from mechanex_jax.constraints.automata.nfa import determinise
+from mechanex_jax.constraints.automata.expression import CharClass, Repeat
+from mechanex_jax.constraints.automata.nfa import determinize
 from mechanex_jax.errors import ConstraintError
 
 POINTS = [*range(0x20), *map(ord, '"\\/az~'), 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x1F600, 0x10FFFF]
@@ -53,18 +53,18 @@ def walk(dfa: ByteDfa, rng: random.Random, most: int = 60) -> bytes | None:
 @given(intervals, intervals)
 def test_sets_of_code_points_behave_like_sets(a, b):
     def members(chars):
-        return {p for p in POINTS if char_sets.contains(chars, p)}
+        return {p for p in POINTS if charset.contains(chars, p)}
 
-    a, b = (char_sets.intersection(char_sets.union(x), char_sets.ANY) for x in (a, b))
-    assert members(char_sets.union(a, b)) == members(a) | members(b)
-    assert members(char_sets.intersection(a, b)) == members(a) & members(b)
-    assert members(char_sets.difference(a, b)) == members(a) - members(b)
-    assert members(char_sets.complement(a)) == set(POINTS) - members(a)
-    assert char_sets.complement(char_sets.complement(a)) == a
+    a, b = (charset.intersection(charset.union(x), charset.ANY) for x in (a, b))
+    assert members(charset.union(a, b)) == members(a) | members(b)
+    assert members(charset.intersection(a, b)) == members(a) & members(b)
+    assert members(charset.difference(a, b)) == members(a) - members(b)
+    assert members(charset.complement(a)) == set(POINTS) - members(a)
+    assert charset.complement(charset.complement(a)) == a
 
 
 def test_surrogates_are_in_no_complement():
-    assert char_sets.complement(()) == char_sets.ANY == char_sets.complement(char_sets.SURROGATES)
+    assert charset.complement(()) == charset.ANY == charset.complement(charset.SURROGATES)
 
 
 PATTERNS = ["a*", "[ab]*b", "(?:ab|ba)*", "", "a{2,3}|b", "[^a]*", "b+", "é|😀a?", "[ab]{0,2}"]
@@ -73,7 +73,7 @@ PATTERNS = ["a*", "[ab]*b", "(?:ab|ba)*", "", "a{2,3}|b", "[^a]*", "b+", "é|�
 @pytest.mark.parametrize("pattern", PATTERNS)
 @pytest.mark.parametrize("other", PATTERNS)
 def test_boolean_operations_agree_with_membership(pattern, other):
-    a, b = regex.chars(pattern), regex.chars(other)
+    a, b = regex.char_dfa(pattern), regex.char_dfa(other)
     both, either, neither = dfas.intersection(a, b), dfas.union(a, b), dfas.complement(dfas.union(a, b))
     for size in range(5):
         for letters in itertools.product("abé😀" if size < 3 else "ab", repeat=size):
@@ -88,7 +88,7 @@ def test_a_complement_has_no_text_with_surrogates():
 
 
 def test_product_labels_say_which_languages_hold():
-    machine = dfas.product([regex.chars("a+"), regex.chars("[ab]{2}")], lambda x: 2 * (x[1] >= 0) + (x[0] >= 0) - 1)
+    machine = dfas.product([regex.char_dfa("a+"), regex.char_dfa("[ab]{2}")], lambda x: 2 * (x[1] >= 0) + (x[0] >= 0) - 1)
     assert [machine.label_of(t) for t in ("", "a", "ab", "aa", "b")] == [-1, 0, 1, 2, -1]
     assert machine.labels() == {0, 1, 2}
     assert [machine.label_of(machine.shortest(x) or "") for x in range(3)] == [0, 1, 2] and machine.shortest(3) is None
@@ -120,14 +120,14 @@ def test_minimal_automata_of_one_language_have_one_size():
         ["a{40}b|a{41}b", "a{40}a?b"],
         ["[^\\Wa]|a", "\\w"],
     ):
-        assert len({regex.chars(pattern).next.shape for pattern in same}) == 1, same
+        assert len({regex.char_dfa(pattern).next.shape for pattern in same}) == 1, same
     # Long enough that whole-array rounds don't settle it.
     chain = dfas.union(dfas.length(0, 300), dfas.length(100, 200), dfas.intersection(dfas.length(5, 400), dfas.length(0, 300)))
     assert chain.next.shape == (302, 2)
 
 
 def test_minimal_automata_tell_every_pair_of_states_apart():
-    machine = regex.chars("(?:a|ba?){3,20}|[bc]{17}")
+    machine = regex.char_dfa("(?:a|ba?){3,20}|[bc]{17}")
     split = machine.label.copy().astype(int)
     while True:  # Moore's algorithm, state by state
         keys = [(split[s], *(split[t] for t in machine.next[s])) for s in range(len(split))]
@@ -142,8 +142,8 @@ def test_minimal_automata_tell_every_pair_of_states_apart():
 @quick
 @given(intervals, st.binary(max_size=5), texts)
 def test_utf8_bytes_are_accepted_exactly_when_their_text_is(chars, data, text):
-    wanted = char_sets.union(chars)
-    machine = determinise(Repeat(Set(char_sets.intersection(wanted, char_sets.ANY)), 0, None))
+    wanted = charset.union(chars)
+    machine = determinize(Repeat(CharClass(charset.intersection(wanted, charset.ANY)), 0, None))
     spelt = to_bytes(machine)
     assert label(spelt, text.encode()) == machine.label_of(text)
     try:
@@ -198,7 +198,7 @@ def test_every_json_spelling_of_an_accepted_text_is_accepted_and_of_no_other(wor
     "pattern", ["[^a]{0,3}", "\\w+", '["\\\\/\\n]*', "[😀-😅é]{1,2}", "(?s:.){0,4}", "a[\\u0080-\\u07ff]?"]
 )
 def test_every_json_walk_is_a_string_that_is_accepted(pattern):
-    machine, rng = regex.chars(pattern), random.Random(0)
+    machine, rng = regex.char_dfa(pattern), random.Random(0)
     spelt = to_bytes(machine, "json", b'"')
     found = [data for _ in range(150) if (data := walk(spelt, rng))]
     assert len(found) > 40
@@ -214,7 +214,7 @@ def test_what_is_no_json_string_is_refused(data):
 
 
 def test_spelling_keeps_the_numbers_of_states():
-    machine = regex.chars("aé|b")
+    machine = regex.char_dfa("aé|b")
     spelt = to_bytes(machine)
     assert spelt.start == machine.start
     assert spelt.labels[: len(machine.label)] == machine.label.tolist()
@@ -226,6 +226,6 @@ def test_long_counters_share_what_is_inside_a_character():
 
 
 def test_a_product_beyond_the_limits_is_refused():
-    primes = [regex.chars(f"(?:a{{{p}}})*") for p in (2, 3, 5, 7, 11, 13, 17, 19)]
+    primes = [regex.char_dfa(f"(?:a{{{p}}})*") for p in (2, 3, 5, 7, 11, 13, 17, 19)]
     with pytest.raises(ConstraintError, match="too large"):
         dfas.product(primes, min, dfas.CompileLimits(states=20_000))

@@ -12,7 +12,7 @@ import outlines_core
 import pytest
 
 from mechanex_jax.constraints import regex
-from mechanex_jax.constraints.automata import charset as char_sets
+from mechanex_jax.constraints.automata import charset
 from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.errors import ConstraintError
 
@@ -85,7 +85,7 @@ def test_random_patterns_accept_what_fullmatch_accepts(seed):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             peer = re.compile(text)
-        machine = regex.chars(text)
+        machine = regex.char_dfa(text)
         tries = ["", "\n", "a", "a\n", *("".join(rng.choices(LETTERS, k=rng.randint(1, 6))) for _ in range(12))]
         shortest = machine.shortest()
         if shortest is not None:
@@ -124,7 +124,7 @@ CLASSES = [
 @pytest.mark.parametrize("text", [*CLASSES, *(f"(?i:{c})" for c in "iIİıſKÅµμςΣßẞθϑǅǆᾳⅷⓐꙋ𐐀")])
 def test_a_class_holds_every_code_point_that_it_holds_in_python(text):
     everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
-    machine = regex.chars(text)
+    machine = regex.char_dfa(text)
     column = machine.classes[np.searchsorted(machine.bounds, np.arange(0x110000), side="right") - 1]
     own = np.flatnonzero(machine.label[machine.next[machine.start]][column] >= 0)
     assert own.tolist() == [ord(c) for c in re.findall(text, everything)]
@@ -153,7 +153,7 @@ def test_a_class_holds_every_code_point_that_it_holds_in_python(text):
 )
 def test_patterns_that_go_wrong_easily(text, words):
     for word in words:
-        assert regex.chars(text).accepts(word) == (re.fullmatch(text, word) is not None), word
+        assert regex.char_dfa(text).accepts(word) == (re.fullmatch(text, word) is not None), word
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_explosion_is_refused(text):
 
 
 def test_a_bounded_gap_in_a_search_needs_no_more_states_than_its_length():
-    machine = regex.chars("a.{0,200}b", search=True, dialect="ecma")
+    machine = regex.char_dfa("a.{0,200}b", search=True, dialect="ecma")
     assert len(machine.next) < 210
     assert machine.accepts("xa" + "c" * 200 + "bx") and not machine.accepts("a" + "c" * 201 + "b")
 
@@ -251,7 +251,7 @@ ECMA = [
 
 @pytest.mark.parametrize(("text", "accepted", "rejected"), ECMA)
 def test_ecma_dialect(text, accepted, rejected):
-    machine = regex.chars(text, search=True, dialect="ecma")
+    machine = regex.char_dfa(text, search=True, dialect="ecma")
     assert [w for w in accepted if not machine.accepts(w)] == []
     assert [w for w in rejected if machine.accepts(w)] == []
 
@@ -283,5 +283,5 @@ def test_ecma_categories_partition_the_code_points():
     from mechanex_jax.constraints.regex.ecma import property_chars
 
     parts = [property_chars(name) for name in ["L", "M", "N", "P", "S", "Z", "C"]]
-    assert all(parts) and char_sets.union(*(p for p in parts if p)) == char_sets.ANY
+    assert all(parts) and charset.union(*(p for p in parts if p)) == charset.ANY
     assert sum(high - low + 1 for p in parts if p for low, high in p) == 0x110000 - 0x800
