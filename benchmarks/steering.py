@@ -25,7 +25,8 @@ import mechanex_jax as mx
 from mechanex_jax import edits
 from mechanex_jax.loops import autoregressive as loop
 from mechanex_jax.steering import PRESETS, methods
-from mechanex_jax.steering.examples import batches, check, examples, layers_of
+from mechanex_jax.steering.batches import batches
+from mechanex_jax.steering.examples import check_data, tokenize_data
 
 PROMPT, NEW = 32, 64
 HIDDEN = 16  # units of a gate
@@ -48,7 +49,7 @@ def rows_of_their_own(loaded, rows: int, repeats: int, gated: bool) -> None:
     """Decoding `rows` rows, each with another vector at eight layers, alone or behind gates, against the same rows without."""
     rng = np.random.default_rng(0)
     prompts, lengths = rng.integers(100, 40_000, (rows, PROMPT)), [PROMPT] * rows
-    layers = layers_of(None, loaded.model.spec.layers)
+    layers = methods.choose_layers(None, loaded.model.spec.layers)
     transform = mx.transforms.chain(mx.transforms.truncation(temperature=0.0))
 
     width = loaded.model.spec.width
@@ -89,7 +90,7 @@ def data(loaded, pairs: int) -> list:
     sets = [preset.data() for preset in PRESETS.values()]
     found = [row for data in sets for row in zip(data.prompts, data.positives, data.negatives, strict=True)][:pairs]
     prompts, positives, negatives = zip(*found, strict=True)
-    return examples(loaded, check(prompts, positives, negatives), chat=True)
+    return tokenize_data(loaded, check_data(prompts, positives, negatives), chat=True)
 
 
 def peer_caa(model, rows, layers) -> np.ndarray:
@@ -118,7 +119,7 @@ def peer_caa(model, rows, layers) -> np.ndarray:
 
 
 def caa(loaded, pairs: int, repeats: int) -> None:
-    rows, layers = data(loaded, pairs), layers_of(None, loaded.model.spec.layers)
+    rows, layers = data(loaded, pairs), methods.choose_layers(None, loaded.model.spec.layers)
     peer = AutoModelForCausalLM.from_pretrained(loaded.folder, dtype=torch.float32).eval()
     # What enters the last steered layer needs no layer from there on; XLA drops them by itself.
     peer.model.layers = peer.model.layers[: max(layers) + 1]

@@ -23,6 +23,7 @@ from benchmarks.steering_metrics import TEXT_METRICS, words
 from mechanex_jax import edits
 from mechanex_jax.steering import evaluation, perceptron, reference_texts
 from mechanex_jax.steering.activations import read_answers
+from mechanex_jax.steering.examples import tokenize_answers, tokenize_texts
 from mechanex_jax.steering.presets import PRESETS
 
 DATA = Path(__file__).parent / "data"
@@ -45,7 +46,7 @@ def held_out_pairs(loaded, names, tokens: int = 32) -> list:
     """Both answers of each pair, the first tokens of each: what comes late in a long one is hardly about the trait."""
     pairs = [row for name in names for row in rows(DATA / f"{name}_pairs.jsonl")]
     prompts, positive, negative = ([row[key] for row in pairs] for key in ("prompt", "positive", "negative"))
-    return [example.cut(tokens) for example in evaluation.answer_examples(loaded, prompts, positive, negative, True)]
+    return [example.cut(tokens) for example in tokenize_answers(loaded, prompts, positive, negative, chat=True)]
 
 
 def make(loaded, name: str, method: str, **settings) -> str:
@@ -85,7 +86,7 @@ def gates(loaded, names) -> None:
         vector = make(loaded, name, "steering-perceptrons")
         gated = mx.steering.resolve(vector)
         plain = edits.RowSteering({"resid_pre": {gate.layer: gate.vector for gate in gated.gates}})
-        answers, other = held_out_pairs(loaded, [name]), evaluation.plain_examples(loaded, reference_texts.TEXTS)
+        answers, other = held_out_pairs(loaded, [name]), tokenize_texts(loaded, reference_texts.TEXTS)
         kinds = np.array([example.positive for example in answers])
         layers = [gate.layer for gate in gated.gates]
         inputs = np.moveaxis(read_answers(loaded, answers, layers, "resid_pre"), 1, 0)
@@ -103,8 +104,8 @@ def gates(loaded, names) -> None:
 
 def truthfulness(loaded, items, steering) -> tuple[np.ndarray, np.ndarray]:
     """Per question, how much likelier the true answer is than the false one: unsteered and steered."""
-    examples = evaluation.answer_examples(
-        loaded, [i["prompt"] for i in items], [i["true"] for i in items], [i["false"] for i in items], True
+    examples = tokenize_answers(
+        loaded, [i["prompt"] for i in items], [i["true"] for i in items], [i["false"] for i in items], chat=True
     )
     scores = evaluation.score(loaded, examples, steering, (0.0, 1.0))[:, 0]
     kinds = np.array([example.positive for example in examples])
@@ -135,7 +136,7 @@ def measured(loaded, name, items, tokens, strength=0.0) -> tuple[np.ndarray, np.
 
 def loss_added(loaded, name, strength=0.0) -> float:
     """Share by which the loss on unrelated text grows."""
-    texts = evaluation.plain_examples(loaded, reference_texts.TEXTS)
+    texts = tokenize_texts(loaded, reference_texts.TEXTS)
     loss = evaluation.measure(loaded, mx.steering.preset(name, strength), (0.0, 1.0), [], texts).loss
     return loss[1] / loss[0] - 1
 

@@ -220,9 +220,9 @@ def tune(
         --try sampling.temperature=0,0.4,0.8 --try optimization.best_of_n=1,4 --plot tuning.png
     """
     if plot is not None:
-        from mechanex_jax.steering.evaluation import matplotlib
+        from mechanex_jax.steering.plots import figure_class
 
-        matplotlib()  # before hours of work for nothing
+        figure_class()  # before hours of work for nothing
     start = given.policy(policy) if policy is not None else None
     texts, wanted, seed = given.prompts(prompts), given.space(space, tries or ()), _seed(session)
     running = _start(session, [] if start is None else [start])

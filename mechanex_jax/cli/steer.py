@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -11,7 +12,9 @@ from mechanex_jax.cli import base
 from mechanex_jax.errors import expected
 
 if TYPE_CHECKING:
-    from mechanex_jax.steering import Evaluation
+    from mechanex_jax.steering import Steering
+
+T = TypeVar("T", int, float)
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -30,26 +33,35 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Strengths = Annotated[str, typer.Option("--strength", metavar="S,S,...", help="Strengths, with commas between them.")]
 
 
-def _numbers(argument: str, given: str, kind: type) -> list[Any]:
-    """Numbers with commas between them; for layers also ranges such as 10-14."""
-    found: list[Any] = []
+def _parse(argument: str, text: str, parse: Callable[[str], list[T]], example: str) -> list[T]:
+    """The numbers in a list with commas; `parse` reads one item of it.
+
+    Raises:
+      ArgumentError: an item that `parse` refuses; the message shows the example.
+    """
     try:
-        for part in given.split(","):
-            first, dash, last = part.strip().partition("-") if kind is int else (part, "", "")
-            found += range(int(first), int(last) + 1) if dash else [kind(first)]
+        return [number for item in text.split(",") for number in parse(item)]
     except ValueError:
-        example = "10-14 or 10,12,14" if kind is int else "-2,0,2"
-        raise expected(argument, given, f"numbers with commas between them, such as {example}") from None
-    return found
+        raise expected(argument, text, f"numbers with commas between them, such as {example}") from None
 
 
-def _steering(model: str | None, dtype: str | None, device: str | None) -> Any:
+def _layers(item: str) -> list[int]:
+    """The layer 10, or the layers 10-14."""
+    first, dash, last = item.strip().partition("-")
+    return list(range(int(first), int(last) + 1)) if dash else [int(first)]
+
+
+def _parse_strengths(text: str) -> list[float]:
+    return _parse("--strength", text, lambda item: [float(item)], "-2,0,2")
+
+
+def _steering(model: str | None, dtype: str | None, device: str | None) -> Steering:
     """The steering of a local session with a model loaded."""
     return base.start({"model": model, "dtype": dtype, "device": device}).steering
 
 
 def _model_of(id: str, model: str | None) -> str | None:
-    """The model to load for a vector: the one given, else the one it was made for."""
+    """The model to load for a vector: the one that the command names, else the one that the vector was made for."""
     from mechanex_jax.steering import Store
 
     return Store().get(id).model if model is None else model
@@ -76,8 +88,8 @@ def make(
     from mechanex_jax.steering import methods
     from mechanex_jax.steering.examples import read_rows
 
-    read_rows(source, negatives=methods.method(method).negatives or None)  # before a model is fetched for nothing
-    chosen = None if layers is None else _numbers("--layers", layers, int)
+    read_rows(source, negatives=methods.find_method(method).negatives or None)  # before a model is fetched for nothing
+    chosen = None if layers is None else _parse("--layers", layers, _layers, "10-14 or 10,12,14")
     steering = _steering(model, dtype, device)
     typer.echo(steering.generate_from_jsonl(source, chosen, method, name, label, chat=chat, seed=seed))
 
@@ -120,7 +132,8 @@ def show(id: _Id, as_json: _Json = False) -> None:
     base.print_table(table)
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
+    """A value in one cell of a table; of a long list the ends."""
     if isinstance(value, list):
         shown = [f"{item:.4g}" if isinstance(item, float) else str(item) for item in value]
         return " ".join(shown if len(shown) <= 12 else [*shown[:6], "...", *shown[-5:]])
@@ -148,12 +161,12 @@ def try_vector(
 
     from mechanex_jax.steering.evaluation import check_strengths
 
-    strengths = check_strengths(_numbers("--strength", strength, float))
+    strengths = check_strengths(_parse_strengths(strength))
     steering = _steering(_model_of(id, model), dtype, device)
     texts = steering.texts(id, [prompt], strengths, chat=chat, max_tokens=max_tokens)[0]
     if as_json:
-        found = [{"strength": value, "text": text} for value, text in zip(strengths, texts, strict=True)]
-        base.print_json({"id": id, "prompt": prompt, "texts": found})
+        listed = [{"strength": value, "text": text} for value, text in zip(strengths, texts, strict=True)]
+        base.print_json({"id": id, "prompt": prompt, "texts": listed})
         return
     table = base.table(*(f"{value:+g}" for value in strengths))
     for column in table.columns:
@@ -181,13 +194,15 @@ def plot(
     """
     from mechanex_jax.steering.examples import read_rows
 
-    strengths = _numbers("--strength", strength, float)
-    held = None if data is None else read_rows(data, negatives=True)
+    strengths = _parse_strengths(strength)
+    held_out = None if data is None else read_rows(data, negatives=True)
     steering = _steering(_model_of(id, model), dtype, device)
-    answers: tuple[Any, ...] = () if held is None else (held.positives, held.negatives)
-    more = {} if held is None else {"prompts": held.prompts, "chat": chat}
-    found: dict[str, Evaluation] = steering.plot(id, target, *answers, strengths=strengths, **more)
-    typer.echo(next(iter(found.values())).table())
+    if held_out is None:
+        evaluations = steering.plot(id, target, strengths=strengths)
+    else:
+        answers = (held_out.positives, held_out.negatives)
+        evaluations = steering.plot(id, target, *answers, prompts=held_out.prompts, chat=chat, strengths=strengths)
+    typer.echo(next(iter(evaluations.values())).table())
 
 
 @app.command()

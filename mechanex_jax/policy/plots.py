@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mechanex_jax.errors import expected
-from mechanex_jax.steering.evaluation import matplotlib
+from mechanex_jax.steering.plots import figure_class
 
 _COLUMNS = 3
 _LONGEST = 16  # characters of a value
@@ -27,14 +27,14 @@ def plot(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
       MechanexError: matplotlib is not installed.
       ArgumentError: a file name that matplotlib cannot write.
     """
-    figure_class = matplotlib()
+    figure_type = figure_class()
     trials = found["trials"]
     scores = np.array([trial["avg_score"] for trial in trials])
     best = next(at for at, trial in enumerate(trials) if trial is found["best_trial"] or trial == found["best_trial"])
     varied = [name for name in trials[0]["values"] if len({_shown(trial["values"][name]) for trial in trials}) > 1]
     rows = -(-(1 + len(varied)) // _COLUMNS)
     columns = min(_COLUMNS, 1 + len(varied))
-    figure = figure_class(figsize=(4.5 * columns, 3.5 * rows), layout="constrained")
+    figure = figure_type(figsize=(4.5 * columns, 3.5 * rows), layout="constrained")
     panels = [figure.add_subplot(rows, columns, 1 + at) for at in range(1 + len(varied))]
     numbers = np.arange(1, len(trials) + 1)
     panels[0].plot(numbers, scores, "o", markersize=4, color="0.6", label="trial")

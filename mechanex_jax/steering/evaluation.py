@@ -1,27 +1,30 @@
-"""What a vector does and what it costs, over strengths: measured on answers, and on text that has nothing to do with it."""
+"""The effect and the cost of a vector over strengths: measured on answers, and on text that has nothing to do with it."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Float64, Int32
 
 from mechanex_jax import edits, rows
-from mechanex_jax.errors import MechanexError, Verbatim, expected
+from mechanex_jax.errors import expected
+from mechanex_jax.loading import LoadedModel
 from mechanex_jax.progress import Report, silent
 from mechanex_jax.steering import activations
-from mechanex_jax.steering.examples import Example, batches, check
-from mechanex_jax.steering.examples import examples as tokenised
-from mechanex_jax.steering.examples import texts as checked_texts
+from mechanex_jax.steering.batches import batches
+from mechanex_jax.steering.examples import Example
+
+if TYPE_CHECKING:
+    from mechanex_jax.architectures import Model
 
 _POSITIONS = 512  # rows times width: two sets of logits of that many positions are in memory
-_COLUMNS = {
+_TITLES = {
     "logit_difference": "positive - negative",
     "projection": "projection change",
     "kl": "KL to unsteered",
@@ -31,7 +34,7 @@ _COLUMNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """One number per strength in each column.
+    """Measurements of a vector: one number per strength in each column, and texts side by side.
 
     Attributes:
       strengths: rising.
@@ -40,7 +43,7 @@ class Evaluation:
       logit_difference_error: its standard error, over answers.
       projection: change against strength 0 of the projection on the vector's direction, mean over its layers and the tokens of
         unrelated text, in units of the activations.
-      kl: KL divergence of the steered next-token law from the unsteered one, nats per token of unrelated text.
+      kl: KL divergence of the steered next-token distribution from the unsteered one, nats per token of unrelated text.
       loss: negative log-likelihood of unrelated text, nats per token.
       prompts: what was continued.
       texts: for each prompt, one greedy continuation per strength.
@@ -55,16 +58,16 @@ class Evaluation:
     prompts: tuple[str, ...] = ()
     texts: tuple[tuple[str, ...], ...] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Lists and numbers only: JSON."""
-        return {name: _plain(value) for name, value in ((f.name, getattr(self, f.name)) for f in dataclasses.fields(self))}
+    def to_dict(self) -> dict[str, object]:
+        """All fields by name, tuples as lists, as JSON has them."""
+        return {field.name: _as_lists(getattr(self, field.name)) for field in dataclasses.fields(self)}
 
     def table(self) -> str:
         """The numbers as aligned text, one line per strength, and below them the texts side by side."""
-        shown = {title: getattr(self, name) for name, title in _COLUMNS.items() if getattr(self, name) is not None}
-        lines = ["strength  " + "  ".join(shown)]
+        columns = {title: getattr(self, name) for name, title in _TITLES.items() if getattr(self, name) is not None}
+        lines = ["strength  " + "  ".join(columns)]
         for index, strength in enumerate(self.strengths):
-            cells = [f"{values[index]:+.4f}".rjust(len(title)) for title, values in shown.items()]
+            cells = [f"{values[index]:+.4f}".rjust(len(title)) for title, values in columns.items()]
             lines.append(f"{strength:+8.2f}  " + "  ".join(cells))
         for prompt, texts in zip(self.prompts, self.texts, strict=True):
             lines += ["", f"> {prompt}"]
@@ -72,45 +75,71 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+def _as_lists(value: object) -> object:
+    return [_as_lists(item) for item in value] if isinstance(value, tuple) else value
 
 
-def check_strengths(strengths: Any) -> tuple[float, ...]:
-    """Finite numbers, at least one, each once, in rising order.
+def check_strengths(strengths: Iterable[float]) -> tuple[float, ...]:
+    """Sort strengths: finite numbers, at least one, each once.
 
     Raises:
       ArgumentError: otherwise.
     """
     try:
-        found = tuple(sorted(float(value) for value in strengths))
+        rising = tuple(sorted(float(value) for value in strengths))
     except (TypeError, ValueError):
         raise expected("strengths", strengths, "a list of numbers, such as [-2, 0, 2]") from None
-    if not found or not np.isfinite(found).all() or len(set(found)) != len(found):
+    if not rising or not np.isfinite(rising).all() or len(set(rising)) != len(rising):
         raise expected("strengths", strengths, "at least one finite number, each once")
-    return found
+    return rising
 
 
-def shifted(steering: edits.RowSteering, by: int) -> edits.RowSteering:
-    """The same with layers counted from `by`: for a tail of the model."""
+def _from_layer(steering: edits.RowSteering, first: int) -> edits.RowSteering:
+    """The same steering with layers counted from `first`: for a tail of the model."""
     return edits.RowSteering(
-        {site: {layer - by: vector for layer, vector in found.items()} for site, found in steering.additions.items()},
-        tuple(gated._replace(layer=gated.layer - by) for gated in steering.gates),
+        {site: {layer - first: vector for layer, vector in by_layer.items()} for site, by_layer in steering.additions.items()},
+        tuple(gated._replace(layer=gated.layer - first) for gated in steering.gates),
     )
 
 
-def directions(steering: edits.RowSteering) -> list[tuple[str, int, np.ndarray]]:
+def _directions(steering: edits.RowSteering) -> list[tuple[str, int, Float32[np.ndarray, " D"]]]:
     """(site, layer, vector) of all that it adds, gates open."""
-    found = [(site, layer, vector) for site, by_layer in steering.additions.items() for layer, vector in by_layer.items()]
-    return found + [(gated.site, gated.layer, gated.vector) for gated in steering.gates]
+    added = [(site, layer, vector) for site, by_layer in steering.additions.items() for layer, vector in by_layer.items()]
+    return added + [(gated.site, gated.layer, gated.vector) for gated in steering.gates]
+
+
+def at_layers(steering: edits.RowSteering, layers: Collection[int] | None) -> edits.RowSteering:
+    """The steering at some of its layers; None is all.
+
+    Raises:
+      ArgumentError: no layers, or one at which nothing is steered.
+    """
+    if layers is None:
+        return steering
+    steered = {layer for _, layer in steering.hook_points}
+    if not set(layers) or not set(layers) <= steered:
+        raise expected("layer_idxs", layers, f"some of the vector's layers, {sorted(steered)}")
+    return steering.only([(site, layer) for site, layer in steering.hook_points if layer in layers])
 
 
 @partial(jax.jit, static_argnames=("places", "compare"))
-def _score(model, hidden, tokens, lengths, mask, steered, units, places, compare):
-    """Per row, sums over the masked tokens: log-probability, projection, and with `compare` KL to the unsteered law."""
+def _score_batch(
+    model: Model,
+    hidden: Float[jax.Array, "B S D"],
+    tokens: Int32[jax.Array, "B S"],
+    lengths: Int32[jax.Array, " B"],
+    mask: Float32[jax.Array, "B S"],
+    steered: tuple[edits.Edit, ...],
+    units: Float32[jax.Array, "N D"],
+    places: tuple[tuple[str, int], ...],
+    compare: bool,
+) -> tuple[Float32[jax.Array, " B"], Float32[jax.Array, " B"], Float32[jax.Array, " B"]]:
+    """Sums over each row's masked tokens: log-probability, projection on `units`, and with `compare` KL to the unsteered
+    distribution, else 0."""
     sites = tuple(dict.fromkeys(site for site, _ in places))
-    given = (activations.resume(hidden), *steered)
-    out = model.extend(model.init_cache(*tokens.shape), tokens, lengths, given, logits="all", capture=sites)
+    entry = activations.resume(hidden)
+    out = model.extend(model.init_cache(*tokens.shape), tokens, lengths, (entry, *steered), logits="all", capture=sites)
+    assert out.logits is not None
     logp = jnp.sum(activations.token_logprobs(out.logits, tokens) * mask, -1)
     along = jnp.zeros_like(mask)
     for index, (site, layer) in enumerate(places):
@@ -119,38 +148,48 @@ def _score(model, hidden, tokens, lengths, mask, steered, units, places, compare
     projection = jnp.sum(along * mask, -1)
     if not compare:
         return logp, projection, jnp.zeros_like(logp)
-    plain = model.extend(model.init_cache(*tokens.shape), tokens, lengths, (given[0],), logits="all").logits
-    ours, theirs = jax.nn.log_softmax(out.logits), jax.nn.log_softmax(plain)
+    unsteered = model.extend(model.init_cache(*tokens.shape), tokens, lengths, (entry,), logits="all").logits
+    assert unsteered is not None
+    ours, theirs = jax.nn.log_softmax(out.logits), jax.nn.log_softmax(unsteered)
     return logp, projection, jnp.sum(jnp.sum(jnp.exp(ours) * (ours - theirs), -1) * mask, -1)
 
 
 def score(
-    loaded: Any,
+    loaded: LoadedModel,
     examples: Sequence[Example],
     steering: edits.RowSteering,
     strengths: Sequence[float],
     *,
     compare: bool = False,
     report: Report = silent,
-) -> np.ndarray:
-    """Means over each example's answer tokens: float64 [strengths, 3, examples] of log-probability, projection and KL."""
-    found = [(site, layer, vector / max(np.linalg.norm(vector), 1e-12)) for site, layer, vector in directions(steering)]
-    first = min(layer for _, layer, _ in found)
-    model, moved = activations.tail(loaded.model, first), shifted(steering, first)
-    places = tuple((site, layer - first) for site, layer, _ in found)
-    units = np.stack([unit for _, _, unit in found]).astype(np.float32)
+) -> Float64[np.ndarray, "strengths 3 examples"]:
+    """Score the answer tokens of examples at several strengths: means of log-probability, projection and KL.
+
+    Args:
+      loaded: the model.
+      examples: any number; they run in micro-batches of like length.
+      steering: at strength 1.
+      strengths: any numbers.
+      compare: also compute the KL divergence from the unsteered model, otherwise 0.
+      report: called with examples done and their total.
+    """
+    directions = _directions(steering)
+    first = min(layer for _, layer, _ in directions)
+    model, tail_steering = activations.tail(loaded.model, first), _from_layer(steering, first)
+    places = tuple((site, layer - first) for site, layer, _ in directions)
+    units = np.stack([vector / max(np.linalg.norm(vector), 1e-12) for _, _, vector in directions]).astype(np.float32)
     totals = np.zeros((len(strengths), 3, len(examples)))
     done = 0
     for batch in batches(examples, positions=_POSITIONS):
         mask = batch.answers()
         mask[:, 0] = False
         count = len(batch.indices)
-        hidden = activations.head(loaded, batch, first)
+        hidden = activations.run_head(loaded, batch, first)
         for index, strength in enumerate(strengths):
-            rows_of = edits.steering([moved.scaled(strength)] * len(mask), loaded.model.spec.width)
-            steered = rows.broadcast_rows(rows_of, len(mask))
+            per_row = edits.steering([tail_steering.scaled(strength)] * len(mask), loaded.model.spec.width)
+            steered = rows.broadcast_rows(per_row, len(mask))
             with jax.default_device(loaded.device):
-                columns = _score(
+                columns = _score_batch(
                     model, hidden, batch.tokens, batch.lengths, mask.astype(np.float32), steered, units, places, compare
                 )
             for column, values in enumerate(columns):
@@ -160,43 +199,8 @@ def score(
     return totals
 
 
-def plain_examples(loaded: Any, texts: Sequence[str], *, positive: bool = True) -> list[Example]:
-    """Texts by themselves, every token but the first to be scored."""
-    found = []
-    for index, text in enumerate(texts):
-        tokens = loaded.tokenizer.encode(text)
-        if not 2 <= len(tokens) <= loaded.model.spec.context:
-            raise expected("texts", Verbatim(f"a text of {len(tokens)} tokens"), f"2 to {loaded.model.spec.context}")
-        found.append(Example(tuple(tokens), 1, positive, index))
-    return found
-
-
-def answer_examples(loaded: Any, prompts: Any, positive: Any, negative: Any, chat: bool) -> list[Example]:
-    """Positive and negative examples, of prompts with answers or of the answers alone."""
-    if prompts is not None:
-        return tokenised(loaded, check(prompts, positive, negative), chat=chat)
-    if chat:
-        raise expected("prompts", None, "the users' messages that the answers are for", "Give prompts, or leave out chat.")
-    sides = (checked_texts("positive_texts", positive), checked_texts("negative_texts", negative))
-    return [x for kind, texts in zip((True, False), sides, strict=True) for x in plain_examples(loaded, texts, positive=kind)]
-
-
-def only(steering: edits.RowSteering, layers: Any) -> edits.RowSteering:
-    """The steering of some of its layers."""
-    if layers is None:
-        return steering
-    own = {layer for _, layer, _ in directions(steering)}
-    if not set(layers) or not set(layers) <= own:
-        raise expected("layer_idxs", layers, f"some of the vector's layers, {sorted(own)}")
-    kept = {site: {i: v for i, v in found.items() if i in layers} for site, found in steering.additions.items()}
-    return edits.RowSteering(
-        {site: found for site, found in kept.items() if found},
-        tuple(gated for gated in steering.gates if gated.layer in layers),
-    )
-
-
 def measure(
-    loaded: Any,
+    loaded: LoadedModel,
     steering: edits.RowSteering,
     strengths: Sequence[float],
     answers: Sequence[Example],
@@ -204,12 +208,12 @@ def measure(
     *,
     report: Report = silent,
 ) -> Evaluation:
-    """An Evaluation without texts.
+    """Measure a vector's effect and cost; the result has no texts.
 
     Args:
       loaded: the model.
       steering: at strength 1.
-      strengths: checked.
+      strengths: as `check_strengths` returns them.
       answers: positive and negative examples, or none.
       unrelated: texts that the cost is measured on.
       report: called with examples done and their total.
@@ -222,58 +226,13 @@ def measure(
         sides = [logp[:, kinds], logp[:, ~kinds]]
         difference = tuple((sides[0].mean(-1) - sides[1].mean(-1)).tolist())
         error = tuple(np.sqrt(sum(side.var(-1) / max(side.shape[-1] - 1, 1) for side in sides)).tolist())
-    used = sorted({0.0, *strengths})
-    cost = score(loaded, unrelated, steering, used, compare=True, report=lambda done, _: report(len(answers) + done, total))
+    with_zero = sorted({0.0, *strengths})
+    cost = score(
+        loaded, unrelated, steering, with_zero, compare=True, report=lambda done, _: report(len(answers) + done, total)
+    )
     lengths = np.array([len(example.tokens) - 1 for example in unrelated])
     logp, projection, kl = np.moveaxis((cost * lengths).sum(-1) / lengths.sum(), 1, 0)
-    projection = projection - projection[used.index(0.0)]
-    chosen = [used.index(strength) for strength in strengths]
+    projection = projection - projection[with_zero.index(0.0)]
+    chosen = [with_zero.index(strength) for strength in strengths]
     columns = (tuple(column[chosen].tolist()) for column in (projection, np.maximum(kl, 0), -logp))
     return Evaluation(tuple(strengths), difference, error, *columns)
-
-
-def matplotlib() -> Any:
-    """matplotlib's Figure.
-
-    Raises:
-      MechanexError: it is not installed.
-    """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MechanexError("plot: matplotlib is not installed. Install it with `pip install 'mechanex_jax[plot]'`.") from error
-    return Figure
-
-
-def plot(evaluations: Mapping[str, Evaluation], path: str | os.PathLike[str], *, title: str = "") -> None:
-    """Effect against cost: one line per entry (a layer, say), one point per strength.
-
-    The effect is the logit difference against strength 0 where there are answers, else the change of projection; the cost is
-    the KL divergence from the unsteered model on unrelated text.
-
-    Raises:
-      MechanexError: matplotlib is not installed.
-      ArgumentError: no evaluations, or a file name that matplotlib cannot write.
-    """
-    figure_class = matplotlib()
-    if not evaluations:
-        raise expected("evaluations", Verbatim("none"), "at least one")
-    figure = figure_class(figsize=(7, 5), layout="constrained")
-    axes = figure.add_subplot()
-    measured = all(found.logit_difference is not None for found in evaluations.values())
-    for name, found in evaluations.items():
-        effect = np.array(found.logit_difference if measured else found.projection)
-        if measured and 0.0 in found.strengths:
-            effect = effect - effect[found.strengths.index(0.0)]
-        axes.plot(found.kl, effect, marker="o", markersize=4, label=name)
-        for x, y, strength in zip(found.kl, effect, found.strengths, strict=True):
-            axes.annotate(f"{strength:g}", (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7)
-    axes.set_xlabel("cost: KL to the unsteered model, nats per token of other text")
-    axes.set_ylabel("effect: " + ("positive - negative, nats per token" if measured else "change of projection"))
-    axes.axhline(0, color="0.8", linewidth=0.8, zorder=0)
-    axes.set_title(title)
-    axes.legend()
-    try:
-        figure.savefig(path)
-    except ValueError as error:
-        raise expected("path", str(path), f"a name of a picture, such as steering.png ({error})") from error

@@ -1,29 +1,24 @@
-"""Contrastive data: what a user gives, checked, paired, tokenised and put into batches."""
+"""Contrastive examples: prompts and answers as a user gives them, checked, paired and tokenized."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import math
-import numbers
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
+from mechanex_jax.loading import LoadedModel
 
-_LAYERS = 8  # that are steered where the caller names none
 _SHOWN = 5  # bad lines spelled out in one error
-_NAMES = {"positive": ("positive_answer", "positive"), "negative": ("negative_answer", "negative")}
+_SPELLINGS = {"positive": ("positive_answer", "positive"), "negative": ("negative_answer", "negative")}
 _LINE = '{"prompt": "...", "positive": "...", "negative": "..."}'
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class ContrastiveData:
     """Prompts and answers as the caller gave them, checked.
 
     Attributes:
@@ -35,9 +30,9 @@ class Data:
     positives: tuple[str, ...]
     negatives: tuple[str, ...] = ()
 
-    def digest(self, **more: Any) -> str:
-        """SHA-256 of the texts and of what else decides the tokens."""
-        content = [self.prompts, self.positives, self.negatives, sorted(more.items())]
+    def digest(self, **options: bool) -> str:
+        """SHA-256 of the texts and of the options that decide their tokens."""
+        content = [self.prompts, self.positives, self.negatives, sorted(options.items())]
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -58,43 +53,45 @@ class Example:
     group: int
 
     def cut(self, count: int) -> Example:
-        """With no more than `count` tokens of the answer."""
+        """The example with no more than `count` tokens of its answer."""
         return dataclasses.replace(self, tokens=self.tokens[: self.start + count])
 
 
-def texts(name: str, values: Any) -> tuple[str, ...]:
-    """A list of texts.
+def check_texts(name: str, values: object) -> tuple[str, ...]:
+    """Check that an argument is a list of texts, and return them.
 
     Raises:
       ArgumentError: no list, an empty one, or something in it that is no text or a blank one.
     """
     if isinstance(values, str) or not isinstance(values, Iterable) or isinstance(values, Mapping):
         raise expected(name, values, "a list of strings")
-    found = tuple(values)
-    if not found:
+    texts = tuple(values)
+    if not texts:
         raise expected(name, [], "at least one string")
-    for index, value in enumerate(found):
-        if not isinstance(value, str) or not value.strip():
-            raise expected(f"{name}[{index}]", value, "a string that is not blank")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise expected(f"{name}[{index}]", text, "a string that is not blank")
         try:
-            value.encode()
+            text.encode()
         except UnicodeEncodeError as error:
-            raise expected(f"{name}[{index}]", value, f"Unicode text ({error.reason})") from error
-    return found
+            raise expected(f"{name}[{index}]", text, f"Unicode text ({error.reason})") from error
+    return texts
 
 
-def check(prompts: Any, positives: Any, negatives: Any = None) -> Data:
-    """The three lists as `Data`. Negatives are None or a list, not an empty one.
+def check_data(prompts: object, positives: object, negatives: object = None) -> ContrastiveData:
+    """Check three lists of texts. Negatives are None or a list, not an empty one.
 
     Raises:
-      ArgumentError: see `texts`.
+      ArgumentError: see `check_texts`.
     """
-    checked = () if negatives is None else texts("negative_answers", negatives)
-    return Data(texts("prompts", prompts), texts("positive_answers", positives), checked)
+    checked = () if negatives is None else check_texts("negative_answers", negatives)
+    return ContrastiveData(check_texts("prompts", prompts), check_texts("positive_answers", positives), checked)
 
 
-def read_rows(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], *, negatives: bool | None = None) -> Data:
-    """Rows with `prompt`, `positive_answer` or `positive`, and `negative_answer` or `negative`.
+def read_rows(
+    source: str | os.PathLike[str] | Iterable[Mapping[str, object]], *, negatives: bool | None = None
+) -> ContrastiveData:
+    """Read rows with `prompt`, `positive_answer` or `positive`, and `negative_answer` or `negative`.
 
     Args:
       source: a file of JSON lines, or the rows themselves.
@@ -104,39 +101,40 @@ def read_rows(source: str | os.PathLike[str] | Iterable[Mapping[str, Any]], *, n
       ArgumentError: an unreadable file, or rows of another form: all of them are named by their line, up to five.
     """
     where, rows = ("line", _lines(Path(source))) if isinstance(source, (str, os.PathLike)) else ("row", _numbered(source))
-    found: list[tuple[str, str, str | None]] = []
+    parsed: list[tuple[str, str, str | None]] = []
     problems: list[str] = []
     for number, row in rows:
         try:
-            found.append(_row(row, negatives))
+            parsed.append(_parse_row(row, negatives))
         except (ArgumentError, ValueError) as error:
             problems.append(f"{where} {number}: {error}")
     origin = str(source) if where == "line" else "rows"
     if problems:
         more = [f"and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
         raise ArgumentError("\n  ".join([f"{origin}: {len(problems)} cannot be used.", *problems[:_SHOWN], *more]))
-    if not found:
+    if not parsed:
         raise expected(origin, Verbatim("no rows"), f"at least one, such as {_LINE}")
-    prompts, positives, third = zip(*found, strict=True)
+    prompts, positives, third = zip(*parsed, strict=True)
     lacking = [index for index, value in enumerate(third) if value is None]
     if 0 < len(lacking) < len(third):
         raise expected(origin, Verbatim(f"{len(lacking)} rows without a negative answer"), "one in all rows, or in none")
-    return check(prompts, positives, None if lacking else third)
+    return check_data(prompts, positives, None if lacking else third)
 
 
-def _numbered(rows: Any) -> Iterator[tuple[int, Any]]:
+def _numbered(rows: object) -> Iterable[tuple[int, object]]:
     if not isinstance(rows, Iterable) or isinstance(rows, Mapping):
         raise expected("rows", rows, f"a path, or a list of objects such as {_LINE}")
     return enumerate(rows)
 
 
-def _lines(path: Path) -> list[tuple[int, Any]]:
+def _lines(path: Path) -> Iterable[tuple[int, object]]:
     if not path.is_file():
         raise expected("path", str(path), "a file of JSON lines")
     return [(number, line) for number, line in enumerate(path.read_bytes().split(b"\n"), 1) if line.strip()]
 
 
-def _row(row: Any, negatives: bool | None) -> tuple[str, str, str | None]:
+def _parse_row(row: object, negatives: bool | None) -> tuple[str, str, str | None]:
+    """(prompt, positive answer, negative answer) of a row, or of the bytes of a line."""
     if isinstance(row, bytes):
         try:
             row = json.loads(row.decode("utf-8-sig"))
@@ -144,20 +142,26 @@ def _row(row: Any, negatives: bool | None) -> tuple[str, str, str | None]:
             raise ArgumentError(f"got no JSON ({error}); expected an object such as {_LINE}") from error
     if not isinstance(row, Mapping):
         raise expected("row", row, f"an object such as {_LINE}")
-    values: dict[str, Any] = {"prompt": row.get("prompt")}
-    for name, spellings in _NAMES.items():
-        given = [row[key] for key in spellings if row.get(key) is not None]
-        if len(given) > 1:
-            raise expected(name, Verbatim(f"both {' and '.join(spellings)}"), "one of them")
-        values[name] = given[0] if given else None
-    optional = () if negatives else ("negative",)
-    for name, value in values.items():
-        if not (isinstance(value, str) and value.strip()) and not (value is None and name in optional):
-            raise expected(" or ".join(_NAMES.get(name, (name,))), value, f"a string that is not blank, as in {_LINE}")
-    return values["prompt"], values["positive"], values["negative"]
+    positive, negative = (_value_of(row, name) for name in _SPELLINGS)
+    prompt_text, positive_text = _text_of("prompt", row.get("prompt")), _text_of("positive", positive)
+    return prompt_text, positive_text, None if negative is None and not negatives else _text_of("negative", negative)
 
 
-def _tokenise(loaded: Any, prompt: str, answer: str, chat: bool) -> tuple[tuple[int, ...], int]:
+def _value_of(row: Mapping[str, object], name: str) -> object:
+    """The value under one of a name's spellings; None if it is absent."""
+    values = [row[key] for key in _SPELLINGS[name] if row.get(key) is not None]
+    if len(values) > 1:
+        raise expected(name, Verbatim(f"both {' and '.join(_SPELLINGS[name])}"), "one of them")
+    return values[0] if values else None
+
+
+def _text_of(name: str, value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise expected(" or ".join(_SPELLINGS.get(name, (name,))), value, f"a string that is not blank, as in {_LINE}")
+    return value
+
+
+def _tokenize(loaded: LoadedModel, prompt: str, answer: str, chat: bool) -> tuple[tuple[int, ...], int]:
     """Ids of prompt and answer, and where the answer begins. A token that holds the end of the one and the beginning of the
     other belongs to the answer."""
     tokenizer = loaded.tokenizer
@@ -169,8 +173,8 @@ def _tokenise(loaded: Any, prompt: str, answer: str, chat: bool) -> tuple[tuple[
     return tuple(both), start
 
 
-def examples(loaded: Any, data: Data, *, chat: bool = False, ended: bool = False) -> list[Example]:
-    """Every prompt and answer that belong together, positives first.
+def tokenize_data(loaded: LoadedModel, data: ContrastiveData, *, chat: bool = False, ended: bool = False) -> list[Example]:
+    """Tokenize every prompt and answer that belong together, positives first.
 
     As many answers as prompts pair up; otherwise every prompt goes with every answer. A plain text is prompt and answer
     joined as they are; with `chat` the prompt is a user's message and the answer is the model's. With `ended` the token that
@@ -179,14 +183,15 @@ def examples(loaded: Any, data: Data, *, chat: bool = False, ended: bool = False
     Raises:
       ArgumentError: an answer that adds no token, or more tokens than the model's context; `ended`, and no token ends a text.
     """
-    found, end = [], loaded.tokenizer.eos_ids[:1] if ended else ()
+    examples: list[Example] = []
+    end = loaded.tokenizer.eos_ids[:1] if ended else ()
     if ended and not end:
         raise expected("ended", True, f"False, because no token of {loaded.name} ends a text")
     for positive, answers in ((True, data.positives), (False, data.negatives)):
         paired = len(answers) == len(data.prompts)
         for group, answer in enumerate(answers):
             for prompt in [data.prompts[group]] if paired else data.prompts:
-                tokens, start = _tokenise(loaded, prompt, answer, chat)
+                tokens, start = _tokenize(loaded, prompt, answer, chat)
                 name = f"{'positive' if positive else 'negative'}_answers[{group}]"
                 tokens = (*tokens, *end)
                 if start >= len(tokens) - len(end):
@@ -198,72 +203,34 @@ def examples(loaded: Any, data: Data, *, chat: bool = False, ended: bool = False
                         f"at most {loaded.model.spec.context}, the context of {loaded.name}",
                         "Shorten it.",
                     )
-                found.append(Example(tokens, start, positive, group))
-    return found
+                examples.append(Example(tokens, start, positive, group))
+    return examples
 
 
-@dataclasses.dataclass(frozen=True)
-class ExampleBatch:
-    """Examples that run together, padded on the right, and with rows of length 1 that mean nothing.
-
-    Attributes:
-      indices: which examples these are; fewer than B in a padded batch.
-      tokens: int32 [B, S].
-      lengths, starts: int32 [B]. `starts` is 1 in rows of padding: they have no answer.
-    """
-
-    indices: np.ndarray
-    tokens: np.ndarray
-    lengths: np.ndarray
-    starts: np.ndarray
-
-    def answers(self) -> np.ndarray:
-        """bool [B, S], true at the tokens of the answers."""
-        positions = np.arange(self.tokens.shape[1])
-        return (positions >= self.starts[:, None]) & (positions < self.lengths[:, None])
-
-
-def width(length: int) -> int:
-    """The next of 16, 24, 32, 48, 64, 96, ...: few shapes to compile, and at most a third of a row is padding."""
-    power = max(16, 1 << (length - 1).bit_length())
-    return power * 3 // 4 if power > 16 and length <= power * 3 // 4 else power
-
-
-def batches(rows: Sequence[Example], *, positions: int = 2048) -> Iterator[ExampleBatch]:
-    """All examples, longest first, `positions` (rows times width) at a time."""
-    order = sorted(range(len(rows)), key=lambda i: -len(rows[i].tokens))
-    first = 0
-    while first < len(order):
-        size = width(len(rows[order[first]].tokens))
-        most = max(1, positions // size)
-        chosen = order[first : first + most]
-        # A first batch that is not full is the only one; a last one keeps the shape that is compiled, if it is like it.
-        yield pad([rows[i] for i in chosen], np.array(chosen), min(most, 1 << (len(rows) - 1).bit_length()), size)
-        first += most
-
-
-def pad(rows: Sequence[Example], indices: np.ndarray, count: int, size: int) -> ExampleBatch:
-    """A batch of `count` rows and `size` positions."""
-    tokens, lengths, starts = np.zeros((count, size), np.int32), np.ones(count, np.int32), np.ones(count, np.int32)
-    for index, row in enumerate(rows):
-        tokens[index, : len(row.tokens)] = row.tokens
-        lengths[index], starts[index] = len(row.tokens), row.start
-    return ExampleBatch(indices, tokens, lengths, starts)
-
-
-def layers_of(layer_idxs: Any, depth: int) -> tuple[int, ...]:
-    """The layers to steer, rising; None is eight from two thirds of the depth on.
+def tokenize_texts(loaded: LoadedModel, texts: Sequence[str], *, positive: bool = True) -> list[Example]:
+    """Tokenize texts without prompts: every token but the first counts as the answer.
 
     Raises:
-      ArgumentError: empty, not whole numbers, beyond the model, or one twice.
+      ArgumentError: a text of one token, or of more than the model's context.
     """
-    if layer_idxs is None:
-        first = math.floor(2 * depth / 3)
-        return tuple(range(first, min(first + _LAYERS, depth)))
-    if isinstance(layer_idxs, (str, Mapping)) or not isinstance(layer_idxs, Iterable):
-        raise expected("layer_idxs", layer_idxs, "a list of layers, or None")
-    given = list(layer_idxs)
-    whole = all(isinstance(layer, numbers.Integral) and not isinstance(layer, bool) for layer in given)
-    if not given or not whole or min(given) < 0 or max(given) >= depth or len(set(given)) != len(given):
-        raise expected("layer_idxs", given, f"at least one layer from 0 to {depth - 1}, each once")
-    return tuple(sorted(int(layer) for layer in given))
+    examples = []
+    for index, text in enumerate(texts):
+        tokens = loaded.tokenizer.encode(text)
+        if not 2 <= len(tokens) <= loaded.model.spec.context:
+            raise expected("texts", Verbatim(f"a text of {len(tokens)} tokens"), f"2 to {loaded.model.spec.context}")
+        examples.append(Example(tuple(tokens), 1, positive, index))
+    return examples
+
+
+def tokenize_answers(loaded: LoadedModel, prompts: object, positive: object, negative: object, *, chat: bool) -> list[Example]:
+    """Check and tokenize answers to be compared: with their prompts, or by themselves where `prompts` is None.
+
+    Raises:
+      ArgumentError: as `check_data`, `tokenize_data` and `tokenize_texts`, or `chat` without prompts.
+    """
+    if prompts is not None:
+        return tokenize_data(loaded, check_data(prompts, positive, negative), chat=chat)
+    if chat:
+        raise expected("prompts", None, "the users' messages that the answers are for", "Give prompts, or leave out chat.")
+    sides = (check_texts("positive_texts", positive), check_texts("negative_texts", negative))
+    return [x for kind, texts in zip((True, False), sides, strict=True) for x in tokenize_texts(loaded, texts, positive=kind)]

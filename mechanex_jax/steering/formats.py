@@ -7,26 +7,27 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
+from jaxtyping import Float32
 
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
-from mechanex_jax.steering.vector import SteeringVector, VectorError, layer_key, metadata
+from mechanex_jax.steering.vector import LayerName, SteeringVector, VectorError, layer_name, metadata
 from mechanex_jax.storage.atomic import write_whole
 
 _SITE = "mechanex_jax.site"
 _DIRECTION = "direction."
-Vectors = dict[Any, np.ndarray]
+Vectors: TypeAlias = dict[LayerName, Float32[np.ndarray, " D"]]
 
 
 def _to_json(vector: SteeringVector) -> bytes:
-    """{"layer": [numbers]}."""
+    """JSON {"layer": [numbers]}."""
     return json.dumps({str(layer): row.tolist() for layer, row in vector.by_layer().items()}).encode()
 
 
 def _to_gguf(vector: SteeringVector) -> bytes:
-    """llama.cpp's control vectors: `direction.N` is added to what block N puts out, N from 1 on.
+    """A control vector of llama.cpp: `direction.N` is added to what block N puts out, N from 1 on.
 
     What leaves block N is what enters block N + 1: a vector at `resid_pre` of layer l is `direction.{l - 1}`, one at
     `resid_post` of layer l is `direction.{l}`. Block 0's output has no name there.
@@ -63,13 +64,13 @@ def _from_json(content: bytes, path: Path) -> Vectors:
     data = json.loads(content)
     if not isinstance(data, dict):
         raise ValueError(f"{type(data).__name__}")
-    found: Vectors = {}
+    vectors: Vectors = {}
     for key, value in data.items():
         row = np.asarray(value, np.float32)
         if row.ndim > 3 or row.size != row.shape[-1] or not np.isfinite(row).all():
             raise ValueError(f"layer {key} of shape {row.shape}")
-        found[int(key) if key.isdecimal() else key] = row.reshape(-1)
-    return found
+        vectors[int(key) if key.isdecimal() else key] = row.reshape(-1)
+    return vectors
 
 
 def _from_safetensors(content: bytes, path: Path) -> Vectors:
@@ -77,7 +78,7 @@ def _from_safetensors(content: bytes, path: Path) -> Vectors:
 
     if "mechanex_jax.steering" in metadata(content):
         return SteeringVector.from_bytes(content, str(path)).by_layer()
-    # Of other programs: one tensor per layer, named by it.
+    # A file of another program: one tensor per layer, named by it.
     return {int(name) if name.isdecimal() else name: array.astype(np.float32) for name, array in load(content).items()}
 
 
@@ -88,12 +89,12 @@ def _from_gguf(content: bytes, path: Path) -> Vectors:
     field = reader.get_field(_SITE)
     site = field.contents() if field else "resid_post"
     shift = 1 if site == "resid_pre" else 0
-    found = {}
+    vectors: Vectors = {}
     for tensor in reader.tensors:
         if tensor.name.startswith(_DIRECTION):
             layer = int(tensor.name.removeprefix(_DIRECTION)) + shift
-            found[layer_key(site, layer)] = np.array(tensor.data, np.float32).reshape(-1)
-    return dict(sorted(found.items(), key=lambda item: str(item[0]).zfill(40)))
+            vectors[layer_name(site, layer)] = np.array(tensor.data, np.float32).reshape(-1)
+    return dict(sorted(vectors.items(), key=lambda item: str(item[0]).zfill(40)))
 
 
 _WRITERS: dict[str, Callable[[SteeringVector], bytes]] = {
@@ -104,7 +105,7 @@ _WRITERS: dict[str, Callable[[SteeringVector], bytes]] = {
 
 
 def save(vector: SteeringVector, path: str | os.PathLike[str]) -> None:
-    """Write a vector; the suffix says how: .json, .safetensors or .gguf. See `Steering.save_vectors`."""
+    """Write a vector in the format that the suffix names: .json, .safetensors or .gguf. See `Steering.save_vectors`."""
     target = Path(path)
     writer = _WRITERS.get(target.suffix.lower())
     if writer is None:
@@ -116,8 +117,8 @@ def save(vector: SteeringVector, path: str | os.PathLike[str]) -> None:
     write_whole(target, writer(vector), replace=True)
 
 
-def _kind(content: bytes) -> Callable[[bytes, Path], Vectors]:
-    """By the content, since names may say anything."""
+def _reader(content: bytes) -> Callable[[bytes, Path], Vectors]:
+    """The reader for a file's content, since names may say anything."""
     if content[:4] == b"GGUF":
         return _from_gguf
     return _from_json if content.lstrip()[:1] in (b"{", b"[") else _from_safetensors
@@ -130,23 +131,23 @@ def load(path: str | os.PathLike[str]) -> Vectors:
         raise expected("path", str(path), "a file of vectors: JSON, safetensors or GGUF")
     content = source.read_bytes()
     try:
-        found = _kind(content)(content, source)
+        vectors = _reader(content)(content, source)
     except (VectorError, ArgumentError):
         raise
     except Exception as error:  # each format's library has its own
         raise VectorError(
             f"{source}: got {error!r}; expected vectors as JSON {{layer: [numbers]}}, safetensors or a GGUF control vector."
         ) from error
-    if not found:
+    if not vectors:
         raise VectorError(f"{source}: got no vectors; expected at least one layer.")
-    return found
+    return vectors
 
 
 def read_whole(path: str | os.PathLike[str]) -> SteeringVector | None:
-    """A vector with gate and history if the file is one that this library wrote as safetensors, else None."""
+    """Read a vector with its gate and record if the file is one that this library wrote as safetensors, else None."""
     content = Path(path).read_bytes() if Path(path).is_file() else b""
     try:
-        own = content[:4] != b"GGUF" and "mechanex_jax.steering" in metadata(content)
+        written_here = content[:4] != b"GGUF" and "mechanex_jax.steering" in metadata(content)
     except (ValueError, AttributeError):
         return None
-    return SteeringVector.from_bytes(content, str(path)) if own else None
+    return SteeringVector.from_bytes(content, str(path)) if written_here else None

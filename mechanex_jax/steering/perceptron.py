@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Float32, Float64, Num, Shaped
 
 from mechanex_jax.errors import Verbatim, expected
+from mechanex_jax.progress import Report
 from mechanex_jax.steering.activations import read_answers
-from mechanex_jax.steering.method_types import Made, Task
+from mechanex_jax.steering.method_types import MethodInput, MethodResult
+from mechanex_jax.steering.vector import PerceptronWeights
+
+if TYPE_CHECKING:
+    import optax
 
 _SAMPLES = 16  # tokens of an answer that are trained on
 _HELD_OUT = 0.25
 _DECAY = 0.1  # decoupled weight decay: there are more coordinates than examples
 _CHUNKS, _PATIENCE = 20, 4  # the held-out loss is looked at so often, and may rise so often in a row
+_Weights: TypeAlias = dict[str, jax.Array]  # w1, b1, w2, b2 of N perceptrons in training, see `PerceptronWeights`
+_Carry: TypeAlias = "tuple[_Weights, optax.OptState, jax.Array]"  # weights, AdamW's state, the last loss
 
 
-def auc(positive: Any, negative: Any) -> float:
-    """The probability that a positive scores above a negative, ties counting half (Mann and Whitney's U)."""
+def auc(positive: Num[np.ndarray, " P"], negative: Num[np.ndarray, " M"]) -> float:
+    """Area under the ROC curve: the probability that a positive scores above a negative, ties counting half."""
     scores = np.concatenate([np.asarray(positive, np.float64), np.asarray(negative, np.float64)])
     _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
@@ -27,14 +35,14 @@ def auc(positive: Any, negative: Any) -> float:
     return float((ranks[:n].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
 
 
-def _logits(weights: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """[N, R] for x [N, R, D]: a perceptron for each layer."""
+def _logits(weights: _Weights, x: Float32[jax.Array, "N R D"]) -> Float32[jax.Array, "N R"]:
+    """The output of each layer's perceptron."""
     hidden = jnp.tanh(jnp.einsum("nrd,ndh->nrh", x, weights["w1"], precision="highest") + weights["b1"][:, None])
     return jnp.einsum("nrh,nh->nr", hidden, weights["w2"], precision="highest") + weights["b2"][:, None]
 
 
-def _loss(weights: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
-    """Cross-entropy summed over layers, the two kinds weighing the same; y [R] is 1 or 0."""
+def _loss(weights: _Weights, x: Float32[jax.Array, "N R D"], y: Float32[jax.Array, " R"]) -> Float32[jax.Array, ""]:
+    """Cross-entropy, mean over layers, the two kinds weighing the same; `y` is 1 or 0."""
     import optax
 
     each = optax.sigmoid_binary_cross_entropy(_logits(weights, x), jnp.broadcast_to(y, x.shape[:2]))
@@ -43,14 +51,22 @@ def _loss(weights: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Arra
 
 
 def train(
-    x: np.ndarray, y: np.ndarray, held: np.ndarray, *, hidden: int, steps: int, learning_rate: float, seed: int, report: Any
-) -> tuple[tuple[np.ndarray, ...], list[list[float]]]:
+    x: Float[np.ndarray, "N R D"],
+    y: Bool[np.ndarray, " R"],
+    held: Bool[np.ndarray, " R"],
+    *,
+    hidden: int,
+    steps: int,
+    learning_rate: float,
+    seed: int,
+    report: Report,
+) -> tuple[PerceptronWeights, list[list[float]]]:
     """Fit a perceptron per layer on activations of single tokens, with AdamW and early stopping on held-out ones.
 
     Args:
-      x: [N, R, D], raw activations.
-      y: [R], 1 for those of positive answers.
-      held: bool [R], those that are not trained on.
+      x: raw activations of R tokens at N layers.
+      y: whether a token is of a positive answer.
+      held: the tokens that are not trained on.
       hidden: units H.
       steps: of full-batch gradient descent, the most.
       learning_rate: of AdamW.
@@ -58,8 +74,8 @@ def train(
       report: called with steps done and their total.
 
     Returns:
-      (w1 [N, D, H], b1 [N, H], w2 [N, H], b2 [N]), and [training loss, held-out loss] by chunk of steps. The standardisation
-      of activations is part of w1 and b1: the gate takes raw ones.
+      The weights, and [training loss, held-out loss] by chunk of steps. The standardization of activations is part of w1 and
+      b1: the gate takes raw ones.
     """
     import optax
 
@@ -76,21 +92,22 @@ def train(
         "w2": jnp.asarray(rng.normal(size=(layers, hidden)) / hidden**0.5, jnp.float32),
         "b2": jnp.zeros(layers),
     }
-    optimiser = optax.adamw(learning_rate, weight_decay=_DECAY)
+    optimizer = optax.adamw(learning_rate, weight_decay=_DECAY)
 
     @jax.jit
-    def chunk(carry: Any, x: jax.Array, y: jax.Array, count: jax.Array) -> Any:
-        def step(_: Any, carry: Any) -> Any:
+    def chunk(carry: _Carry, x: jax.Array, y: jax.Array, count: jax.Array) -> _Carry:
+        def step(_: jax.Array, carry: _Carry) -> _Carry:
             weights, state, _ = carry
             value, gradient = jax.value_and_grad(_loss)(weights, x, y)
             with jax.numpy_dtype_promotion("standard"):  # optax mixes types, which callers may have forbidden
-                updates, state = optimiser.update(gradient, state, weights)
-            return optax.apply_updates(weights, updates), state, value
+                updates, state = optimizer.update(gradient, state, weights)
+            return cast(_Weights, optax.apply_updates(weights, updates)), state, value
 
         return jax.lax.fori_loop(0, count, step, carry)
 
-    carry, curve = (weights, optimiser.init(weights), jnp.float32(0)), []
-    best, kept, stale, done = np.inf, weights, 0, 0
+    carry: _Carry = (weights, optimizer.init(weights), jnp.float32(0))
+    curve: list[list[float]] = []
+    best, best_weights, stale, done = np.inf, weights, 0, 0
     size = max(1, -(-steps // _CHUNKS))
     measure = jax.jit(_loss)
     while done < steps and stale < _PATIENCE:
@@ -101,17 +118,16 @@ def train(
         curve.append([float(carry[2]), value])
         stale = 0 if value < best else stale + 1
         if value < best:
-            best, kept = value, carry[0]
+            best, best_weights = value, carry[0]
         report(done, steps)
-    w1, b1, w2, b2 = (np.asarray(kept[name], np.float64) for name in ("w1", "b1", "w2", "b2"))
+    w1, b1, w2, b2 = (np.asarray(best_weights[name], np.float64) for name in ("w1", "b1", "w2", "b2"))
     w1 = w1 / spread[:, 0, :, None]
     b1 = b1 - np.einsum("nd,ndh->nh", mean[:, 0], w1)
-    return tuple(part.astype(np.float32) for part in (w1, b1, w2, b2)), curve
+    return PerceptronWeights(*(array.astype(np.float32) for array in (w1, b1, w2, b2))), curve
 
 
-def _split(groups: np.ndarray, kinds: np.ndarray, seed: int) -> np.ndarray:
-    """bool, true for examples that are held out: whole groups, about a quarter, and both kinds on both sides."""
-    found = np.unique(groups)
+def _held_out(groups: Shaped[np.ndarray, " E"], kinds: Bool[np.ndarray, " E"], seed: int) -> Bool[np.ndarray, " E"]:
+    """Which examples are held out: whole groups, about a quarter, and both kinds on both sides."""
     if min(len(np.unique(groups[kinds])), len(np.unique(groups[~kinds]))) < 2:
         raise expected(
             "answers",
@@ -120,17 +136,17 @@ def _split(groups: np.ndarray, kinds: np.ndarray, seed: int) -> np.ndarray:
             "One is held out to measure the gate.",
         )
     shared = np.intersect1d(groups[kinds], groups[~kinds])
-    pool = np.random.default_rng(seed).permutation(shared if len(shared) > 1 else found)
+    pool = np.random.default_rng(seed).permutation(shared if len(shared) > 1 else np.unique(groups))
     return np.isin(groups, pool[: max(1, round(_HELD_OUT * len(pool)))])
 
 
-def gate_logits(perceptron: tuple[np.ndarray, ...], x: np.ndarray) -> np.ndarray:
-    """[N, R] for raw activations [N, R, D]; the gate is their sigmoid."""
-    w1, b1, w2, b2 = (part.astype(np.float64) for part in perceptron)
+def gate_logits(perceptron: PerceptronWeights, x: Float[np.ndarray, "N R D"]) -> Float64[np.ndarray, "N R"]:
+    """The logits of gates for raw activations; a gate is their sigmoid."""
+    w1, b1, w2, b2 = (array.astype(np.float64) for array in perceptron)
     return np.einsum("nrh,nh->nr", np.tanh(np.einsum("nrd,ndh->nrh", x, w1) + b1[:, None]), w2) + b2[:, None]
 
 
-def perceptrons(task: Task) -> Made:
+def perceptrons(task: MethodInput) -> MethodResult:
     """Half the difference of means behind a gate per layer that is trained to open on positive answers.
 
     Half of it leads from midway between the means, where a gate begins to open, to that of the positive answers.
@@ -142,20 +158,34 @@ def perceptrons(task: Task) -> Made:
     """
     kinds = np.array([example.positive for example in task.examples])
     groups = np.array([example.group for example in task.examples])
-    held = _split(groups, kinds, task.seed)
-    read = read_answers(task.loaded, task.examples, task.layers, task.site, samples=_SAMPLES)  # [E, N, K, D]
-    means = np.nanmean(read.astype(np.float64), axis=2)
+    held = _held_out(groups, kinds, task.seed)
+    activations = read_answers(task.loaded, task.examples, task.layers, task.site, samples=_SAMPLES)  # [E, N, K, D]
+    means = np.nanmean(activations.astype(np.float64), axis=2)
     vectors = (means[kinds].mean(0) - means[~kinds].mean(0)) / 2
-    real = ~np.isnan(read[:, 0, :, 0])  # [E, K]
-    x = read.transpose(1, 0, 2, 3)[:, real].astype(np.float64)  # [N, R, D]
+    real = ~np.isnan(activations[:, 0, :, 0])  # [E, K]
+    x = activations.transpose(1, 0, 2, 3)[:, real].astype(np.float64)  # [N, R, D]
     owner = np.broadcast_to(np.arange(len(kinds))[:, None], real.shape)[real]
-    gate, curve = train(x, kinds[owner], held[owner], seed=task.seed, report=task.report, **task.settings)
-    scores = gate_logits(gate, x)
-    metrics = {"loss": [row[0] for row in curve], "held_out_loss": [row[1] for row in curve], "auc": [], "token_auc": []}
-    for layer_scores in scores:
-        by_answer = np.bincount(owner, layer_scores, len(kinds)) / np.bincount(owner, minlength=len(kinds))
-        metrics["auc"].append(auc(by_answer[held & kinds], by_answer[held & ~kinds]))
-        side = held[owner]
-        metrics["token_auc"].append(auc(layer_scores[side & kinds[owner]], layer_scores[side & ~kinds[owner]]))
-    metrics["norm"] = np.linalg.norm(vectors, axis=-1).tolist()
-    return Made(vectors.astype(np.float32), gate, metrics)
+    weights, curve = train(
+        x,
+        kinds[owner],
+        held[owner],
+        hidden=int(task.settings["hidden"]),
+        steps=int(task.settings["steps"]),
+        learning_rate=task.settings["learning_rate"],
+        seed=task.seed,
+        report=task.report,
+    )
+    answer_aucs, token_aucs = [], []
+    side = held[owner]
+    for scores in gate_logits(weights, x):
+        by_answer = np.bincount(owner, scores, len(kinds)) / np.bincount(owner, minlength=len(kinds))
+        answer_aucs.append(auc(by_answer[held & kinds], by_answer[held & ~kinds]))
+        token_aucs.append(auc(scores[side & kinds[owner]], scores[side & ~kinds[owner]]))
+    metrics = {
+        "loss": [training for training, _ in curve],
+        "held_out_loss": [held_out for _, held_out in curve],
+        "auc": answer_aucs,
+        "token_auc": token_aucs,
+        "norm": np.linalg.norm(vectors, axis=-1).tolist(),
+    }
+    return MethodResult(vectors.astype(np.float32), weights, metrics)

@@ -8,14 +8,15 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mechanex_jax.errors import expected
+from mechanex_jax.loading import LoadedModel
 from mechanex_jax.progress import Report, silent
 from mechanex_jax.steering import methods
-from mechanex_jax.steering.examples import Data, examples, read_rows
+from mechanex_jax.steering.examples import ContrastiveData, read_rows, tokenize_data
+from mechanex_jax.steering.methods import SteeringMethod
 from mechanex_jax.steering.store import Store
 from mechanex_jax.steering.vector import SteeringVector, VectorError
 from mechanex_jax.storage.atomic import write_whole
@@ -26,13 +27,15 @@ FOLDER = Path(__file__).resolve().parent / "presets"
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """Attributes:
-    name: as `steering_preset` takes it.
-    strength: where the caller gives none: on the default model, at most 5% more loss on unrelated text.
-    span: steered layers, as shares of the model's depth, the end not included.
-    tokens: of an answer, the first so many count: how it begins decides what it becomes.
-    method: of making it, where the caller names none.
-    ended: whether answers count with their end.
+    """A trait with the recipe of its vector.
+
+    Attributes:
+      name: as `steering_preset` takes it.
+      strength: where the caller gives none: on the default model, at most 5% more loss on unrelated text.
+      span: steered layers, as shares of the model's depth, the end not included.
+      tokens: of an answer, the first so many count: how it begins decides what it becomes.
+      method: of making it, where the caller names none.
+      ended: whether answers count with their end.
     """
 
     name: str
@@ -43,12 +46,21 @@ class Preset:
     ended: bool = False
 
     def layers(self, depth: int) -> tuple[int, ...]:
+        """The layers that it steers in a model of `depth` layers; at least one."""
         first = min(math.floor(self.span[0] * depth), depth - 1)
         return tuple(range(first, min(depth, max(first + 1, math.floor(self.span[1] * depth)))))
 
-    def data(self) -> Data:
+    def data(self) -> ContrastiveData:
         """The pairs that it is computed from."""
         return read_rows(FOLDER / f"{self.name}.jsonl", negatives=True)
+
+    def find_method(self, name: str | None) -> SteeringMethod:
+        """The method that makes its vector: of this name, or the preset's own where the caller names none.
+
+        Raises:
+          ArgumentError: there is none of this name; the message lists all.
+        """
+        return methods.find_method(self.method if name is None else name)
 
 
 PRESETS = {
@@ -68,56 +80,64 @@ PRESETS = {
 }
 
 
-def find(name: Any) -> Preset:
-    """The preset of this name.
+def find(name: object) -> Preset:
+    """Look a preset up by its name.
 
     Raises:
-      ArgumentError: there is none; the message lists all.
+      ArgumentError: there is none of this name; the message lists all.
     """
-    found = PRESETS.get(name) if isinstance(name, str) else None
-    if found is None:
+    preset = PRESETS.get(name) if isinstance(name, str) else None
+    if preset is None:
         near = difflib.get_close_matches(str(name), PRESETS, n=1)
         hint = f"Did you mean {near[0]!r}?" if near else ""
         raise expected("steering_preset", name, f"one of {', '.join(PRESETS)}", hint)
-    return found
+    return preset
 
 
-def _spaced(data: Data) -> Data:
-    """For models without a chat template: the answer on a line of its own."""
+def _answers_on_own_lines(data: ContrastiveData) -> ContrastiveData:
+    """The data for models without a chat template: every answer begins on a line of its own."""
     return dataclasses.replace(data, prompts=tuple(f"{prompt}\n" for prompt in data.prompts))
 
 
-def vector(loaded: Any, preset: Preset, store: Store, *, method: str | None = None, report: Report = silent) -> SteeringVector:
-    """The preset's vector for a model; kept in the store's folder, apart from the user's vectors.
+def load_or_make(
+    loaded: LoadedModel, preset: Preset, store: Store, method: SteeringMethod, *, report: Report = silent
+) -> SteeringVector:
+    """The preset's vector for a model, made once and kept in the store's folder, apart from the user's vectors.
 
     By CAA each of N layers adds an Nth of its difference of means: strength 1 moves activations by about one difference in all.
+
+    Args:
+      loaded: the model.
+      preset: see `find`.
+      store: its folder holds the vectors of presets in a folder of their own.
+      method: see `Preset.find_method`.
+      report: called with steps or answers done and their total.
     """
     chat = loaded.tokenizer.chat_template is not None
-    data = preset.data() if chat else _spaced(preset.data())
-    method = method or preset.method
+    data = preset.data() if chat else _answers_on_own_lines(preset.data())
     layers, digest = preset.layers(loaded.model.spec.layers), data.digest(chat=chat, ended=preset.ended)
-    recipe = [_RECIPE, loaded.fingerprint, digest, layers, preset.tokens, method]
+    recipe = [_RECIPE, loaded.fingerprint, digest, layers, preset.tokens, method.name]
     key = hashlib.sha256(json.dumps(recipe).encode()).hexdigest()[:16]
     path = store.folder / "presets" / f"{preset.name}-{key}.safetensors"
     try:
         return SteeringVector.from_bytes(path.read_bytes(), str(path))
     except (FileNotFoundError, VectorError):  # not made yet, or spoiled: it can be made again
         pass
-    answers = examples(loaded, data, chat=chat, ended=preset.ended and bool(loaded.tokenizer.eos_ids))
-    made = methods.make(method, loaded, answers, layers, tokens=preset.tokens, report=report)
-    share = len(layers) if methods.method(method).apart else 1
-    found = SteeringVector(
-        made.vectors / np.float32(share),
+    answers = tokenize_data(loaded, data, chat=chat, ended=preset.ended and bool(loaded.tokenizer.eos_ids))
+    result = methods.make(method.name, loaded, answers, layers, tokens=preset.tokens, report=report)
+    share = len(layers) if method.apart else 1
+    vector = SteeringVector(
+        result.vectors / np.float32(share),
         layers,
         "resid_pre",
-        method,
+        method.name,
         loaded.name,
         loaded.fingerprint,
         digest,
-        made.perceptron,
+        result.perceptron,
         name=preset.name,
-        metrics=made.metrics,
+        metrics=result.metrics,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, found.to_bytes(), replace=True)
-    return found
+    write_whole(path, vector.to_bytes(), replace=True)
+    return vector

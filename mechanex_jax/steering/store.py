@@ -1,4 +1,4 @@
-"""Vectors on disk: a folder with one file each, which appears whole or not at all. Any number of processes may use it."""
+"""`Store`: vectors on disk, one file each, which appears whole or not at all. Any number of processes may use a folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _SHOWN = 12
 
 
 class Store:
-    """Vectors by id, `sv_` and eight hexadecimal digits.
+    """Vectors by id: `sv_` and eight hexadecimal digits.
 
     Args:
-      folder: where; None is `steering` in the user's data folder, looked up at each use.
+      folder: where the files are; None is `steering` in the user's data folder, looked up at each use.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None):
@@ -35,8 +35,8 @@ class Store:
 
     def ids(self) -> list[str]:
         """All ids, sorted."""
-        found = self.folder.glob(f"sv_*{_SUFFIX}") if self.folder.is_dir() else ()
-        return sorted(path.stem for path in found if _ID.fullmatch(path.stem))
+        paths = self.folder.glob(f"sv_*{_SUFFIX}") if self.folder.is_dir() else ()
+        return sorted(path.stem for path in paths if _ID.fullmatch(path.stem))
 
     def add(self, vector: SteeringVector) -> str:
         """Keep a vector; returns its new id."""
@@ -44,9 +44,9 @@ class Store:
         self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         while True:
-            new = f"sv_{secrets.token_hex(4)}"
-            if write_whole(self.folder / f"{new}{_SUFFIX}", content, replace=False):
-                return new
+            id = f"sv_{secrets.token_hex(4)}"
+            if write_whole(self.folder / f"{id}{_SUFFIX}", content, replace=False):
+                return id
 
     def get(self, id: str) -> SteeringVector:
         """The vector of an id.
@@ -64,16 +64,16 @@ class Store:
 
     def items(self) -> Iterator[tuple[str, SteeringVector]]:
         """All vectors, oldest first. A corrupt file is warned of by name, and left alone."""
-        found = []
+        vectors: list[tuple[str, SteeringVector]] = []
         for id in self.ids():
             try:
                 content = self._path(id).read_bytes()
-                found.append((id, SteeringVector.from_bytes(content, str(self._path(id)))))
+                vectors.append((id, SteeringVector.from_bytes(content, str(self._path(id)))))
             except FileNotFoundError:  # deleted meanwhile
                 continue
             except (VectorError, OSError) as error:
                 warnings.warn(str(error), UserWarning, stacklevel=2)
-        return iter(sorted(found, key=lambda item: (item[1].created, item[0])))
+        return iter(sorted(vectors, key=lambda item: (item[1].created, item[0])))
 
     def delete(self, id: str) -> None:
         """Remove a vector, corrupt or not.

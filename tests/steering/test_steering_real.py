@@ -11,7 +11,8 @@ from mechanex_jax import edits
 from mechanex_jax.loops import forward
 from mechanex_jax.steering import PRESETS, Steering, Store
 from mechanex_jax.steering import pairs as pair_writer
-from mechanex_jax.steering.examples import check, examples, pad
+from mechanex_jax.steering.batches import pad
+from mechanex_jax.steering.examples import check_data, tokenize_data
 
 LAYER = 15
 
@@ -27,7 +28,7 @@ def test_a_gate_opens_on_held_out_positives_and_stays_shut_on_negatives(steering
     made = steering.generate_vectors(*(c[:32] for c in columns), [LAYER], "steering-perceptrons", chat=True, steps=100)
     (auc,) = steering.describe(made)["metrics"]["auc"]
     assert auc > 0.9
-    rows = examples(loaded, check(*(c[40:52] for c in columns)), chat=True)
+    rows = tokenize_data(loaded, check_data(*(c[40:52] for c in columns)), chat=True)
     batch = pad(rows, np.arange(len(rows)), len(rows), max(len(row.tokens) for row in rows))
     gated = edits.steering([steering.resolve(made)] * len(rows), loaded.model.spec.width)
     options = {"lengths": batch.lengths, "capture": ("resid_pre",)}

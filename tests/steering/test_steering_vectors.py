@@ -16,12 +16,14 @@ import mechanex_jax as mechanex
 from mechanex_jax.errors import ArgumentError, MechanexError
 from mechanex_jax.loops import forward
 from mechanex_jax.steering import Steering, Store, activations, few_shot, methods, perceptron
-from mechanex_jax.steering.examples import batches, check, examples, layers_of, pad, read_rows, width
+from mechanex_jax.steering.batches import batches, pad, padded_length
+from mechanex_jax.steering.examples import check_data, read_rows, tokenize_data
+from mechanex_jax.steering.methods import choose_layers
 
 PROMPTS = ["the future of art is", "hands of the users in", "artificial intelligence"]
 POSITIVE = [" the future of the users", " in the hands", " is art"]
 NEGATIVE = [" x9 zz!", " q", " 00 77 00 qq"]
-DATA = check(PROMPTS, POSITIVE, NEGATIVE)
+DATA = check_data(PROMPTS, POSITIVE, NEGATIVE)
 
 
 @pytest.fixture(scope="module", params=["llama", "gpt2"])
@@ -82,7 +84,7 @@ def answer_mean(loaded, hf, prompt: str, answer: str, site: str) -> np.ndarray:
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
 def test_caa_is_the_difference_of_means_over_the_answers_tokens(tiny, site):
     loaded, hf = tiny
-    made = methods.make("caa", loaded, examples(loaded, DATA), (0, 1, 3), site)
+    made = methods.make("caa", loaded, tokenize_data(loaded, DATA), (0, 1, 3), site)
     sides = [
         np.mean([answer_mean(loaded, hf, p, a, site) for p, a in zip(PROMPTS, answers, strict=True)], axis=0)
         for answers in (POSITIVE, NEGATIVE)
@@ -94,8 +96,8 @@ def test_caa_is_the_difference_of_means_over_the_answers_tokens(tiny, site):
 
 def test_another_number_of_answers_goes_with_every_prompt(tiny):
     loaded, hf = tiny
-    data = check(PROMPTS[:2], POSITIVE, NEGATIVE[:1])
-    made = methods.make("caa", loaded, examples(loaded, data), (2,))
+    data = check_data(PROMPTS[:2], POSITIVE, NEGATIVE[:1])
+    made = methods.make("caa", loaded, tokenize_data(loaded, data), (2,))
     sides = [
         np.mean([answer_mean(loaded, hf, p, a, "resid_pre")[2] for p in PROMPTS[:2] for a in answers], axis=0)
         for answers in (POSITIVE, NEGATIVE[:1])
@@ -106,13 +108,13 @@ def test_another_number_of_answers_goes_with_every_prompt(tiny):
 def test_a_beginning_that_all_share_is_run_once_and_changes_nothing(tiny):
     loaded, hf = tiny
     prompts = [f"the users of the art of intelligence in the hands of the future {end}" for end in ("is", "of", "in", "art")]
-    data = check(prompts, POSITIVE * 2 + NEGATIVE[:1], NEGATIVE)
-    rows = examples(loaded, data)
-    shared = activations.Shared(loaded, rows, 2, "resid_pre")
+    data = check_data(prompts, POSITIVE * 2 + NEGATIVE[:1], NEGATIVE)
+    rows = tokenize_data(loaded, data)
+    shared = activations.SharedPrefix(loaded, rows, 2, "resid_pre")
     assert shared.length >= 8 and len(rows) >= 8
     assert all(whole.tokens[shared.length :] == rest.tokens for whole, rest in zip(rows, shared.examples, strict=True))
     found = activations.read_answers(loaded, rows, (0, 2), "resid_pre")
-    states = activations.heads(loaded, rows, 2, 64)
+    states = activations.head_states(loaded, rows, 2, 64)
     for row, states_of, example in zip(found, states, rows, strict=True):
         want = activations64(hf, list(example.tokens))["resid_pre"]
         np.testing.assert_allclose(row, want[[0, 2], example.start :].mean(1), rtol=0, atol=2e-5)
@@ -122,10 +124,10 @@ def test_a_beginning_that_all_share_is_run_once_and_changes_nothing(tiny):
 
 def test_the_loss_of_few_shot_is_that_of_the_whole_models_logits(tiny):
     loaded, _ = tiny
-    rows = examples(loaded, DATA)
+    rows = tokenize_data(loaded, DATA)
     batch = pad(rows, np.arange(len(rows)), 8, 48)
-    hidden, model = activations.head(loaded, batch, 1), activations.tail(loaded.model, 1)
-    fields = jax.tree.map(jnp.asarray, few_shot.fields(batch, rows))
+    hidden, model = activations.run_head(loaded, batch, 1), activations.tail(loaded.model, 1)
+    fields = jax.tree.map(jnp.asarray, few_shot.training_batch(batch, rows))
     got, norms = few_shot.loss(jnp.zeros((2, 64)), model, hidden, fields, "resid_pre", (0, 2))
     out = forward(loaded, batch.tokens, lengths=batch.lengths, capture=("resid_pre",))
     each, entering = [], []
@@ -141,8 +143,8 @@ def test_the_loss_of_few_shot_is_that_of_the_whole_models_logits(tiny):
 
 def test_a_tail_behind_its_head_is_the_whole_model(tiny):
     loaded, _ = tiny
-    batch = next(batches(examples(loaded, DATA)))
-    hidden, model = activations.head(loaded, batch, 2), activations.tail(loaded.model, 2)
+    batch = next(batches(tokenize_data(loaded, DATA)))
+    hidden, model = activations.run_head(loaded, batch, 2), activations.tail(loaded.model, 2)
     tokens, lengths = jnp.asarray(batch.tokens), jnp.asarray(batch.lengths)
     cache = model.init_cache(*tokens.shape)
     out = model.extend(cache, tokens, lengths, (activations.resume(hidden),), logits="all")
@@ -162,13 +164,13 @@ def test_batches_hold_every_example_once_in_few_shapes():
     assert sorted(i for batch in made for i in batch.indices) == list(range(200))
     assert all(batch.tokens.size <= 2048 for batch in made)
     assert len({batch.tokens.shape for batch in made}) <= 9
-    assert all(n <= width(n) <= max(16, 1.5 * n) for n in range(1, 500))
+    assert all(n <= padded_length(n) <= max(16, 1.5 * n) for n in range(1, 500))
 
 
 @pytest.mark.parametrize("negatives", [NEGATIVE, None])
 def test_few_shot_lowers_its_loss_within_its_bound(small, negatives):
     loaded = small.local_model()
-    rows = examples(loaded, check(PROMPTS, POSITIVE, negatives))
+    rows = tokenize_data(loaded, check_data(PROMPTS, POSITIVE, negatives))
     made = methods.make("few-shot", loaded, rows, (1, 2), steps=12, max_norm=0.5, learning_rate=0.5)
     assert made.metrics["loss"][-1] < 0.9 * made.metrics["loss"][0]
     assert max(made.metrics["relative_norm"]) <= 0.25 * (1 + 1e-5)
@@ -183,7 +185,7 @@ def test_few_shot_lowers_its_loss_within_its_bound(small, negatives):
 def test_methods_see_the_first_tokens_of_each_answer(small, method, own):
     """As many as are asked for, else the method's own number; by data that is cut beforehand."""
     loaded, long = small.local_model(), dataclasses.replace(DATA, positives=tuple(text * 4 for text in DATA.positives))
-    rows = examples(loaded, long)
+    rows = tokenize_data(loaded, long)
     settings = {"steps": 2} if method == "few-shot" else {}
     assert max(len(row.tokens) - row.start for row in rows) > 16
     for tokens, cut in ((5, 5), (None, own)):
@@ -196,7 +198,7 @@ def test_methods_see_the_first_tokens_of_each_answer(small, method, own):
 
 def test_ended_answers_close_with_the_token_that_generation_stops_at(small, steering, monkeypatch):
     loaded = small.local_model()
-    plain, ended = examples(loaded, DATA), examples(loaded, DATA, ended=True)
+    plain, ended = tokenize_data(loaded, DATA), tokenize_data(loaded, DATA, ended=True)
     for a, b in zip(plain, ended, strict=True):
         assert b.tokens == (*a.tokens, loaded.tokenizer.eos_ids[0]) and b.start == a.start
     made = [
@@ -208,7 +210,7 @@ def test_ended_answers_close_with_the_token_that_generation_stops_at(small, stee
     np.testing.assert_array_equal(found[2], begun.vectors[0])
     monkeypatch.setattr(loaded.tokenizer, "eos_ids", ())
     with pytest.raises(ArgumentError, match=r"no token of .* ends a text"):
-        examples(loaded, DATA, ended=True)
+        tokenize_data(loaded, DATA, ended=True)
 
 
 def test_strength_makes_positive_answers_likelier_than_negative_ones(small, steering):
@@ -221,7 +223,7 @@ def test_strength_makes_positive_answers_likelier_than_negative_ones(small, stee
 def test_few_shot_stops_early_where_nothing_is_gained(small):
     """At a vanishing rate no step lowers the loss."""
     loaded = small.local_model()
-    made = methods.make("few-shot", loaded, examples(loaded, DATA), (3,), steps=50, learning_rate=1e-6)
+    made = methods.make("few-shot", loaded, tokenize_data(loaded, DATA), (3,), steps=50, learning_rate=1e-6)
     assert len(made.metrics["loss"]) < 10
 
 
@@ -364,9 +366,9 @@ def test_rows_may_spell_their_answers_either_way(steering, tmp_path):
 
 
 def test_default_layers_are_eight_from_two_thirds_on():
-    assert layers_of(None, 30) == tuple(range(20, 28))
-    assert layers_of(None, 4) == (2, 3)
-    assert layers_of(None, 1) == (0,)
+    assert choose_layers(None, 30) == tuple(range(20, 28))
+    assert choose_layers(None, 4) == (2, 3)
+    assert choose_layers(None, 1) == (0,)
 
 
 def test_documented_signatures():
