@@ -1,4 +1,4 @@
-"""What all commands share: how results, notes and errors are shown, and how a session starts.
+"""Helpers of all commands: showing results, notes and errors, reading files, and starting a session.
 
 Results go to standard output; progress, notes and errors to standard error.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
@@ -17,22 +18,25 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
+from mechanex_jax.storage.json_values import JsonValue
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from mechanex_jax.runtime import Mechanex
 
 INTERRUPTED = 130  # a shell's code for a process that SIGINT ended
 
 
 def note(message: str, label: str = "") -> None:
-    """A message for the person, never read as markup and never wrapped."""
+    """Print a message to standard error, never read as markup and never wrapped."""
     Console(stderr=True, highlight=False).print(Text.assemble((label, "bold red"), message), soft_wrap=True)
 
 
 class Commands(TyperGroup):
-    """What a command may end with, turned into an exit code and one clear message."""
+    """A group of commands that turns what they raise into an exit code and one clear message."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def invoke(self, ctx: typer.Context) -> object:
         try:
             result = super().invoke(ctx)
             sys.stdout.flush()
@@ -49,22 +53,27 @@ class Commands(TyperGroup):
             raise typer.Exit(2 if isinstance(error, ArgumentError) else 1) from error
 
 
-def start(session: dict[str, Any]) -> Mechanex:
+def start(options: Mapping[str, str | None]) -> Mechanex:
+    """A session that runs on this machine, with its model loaded.
+
+    Args:
+      options: model, dtype and device, as the command line has them.
+    """
     from mechanex_jax.runtime import Mechanex
 
-    started = Mechanex()
-    started.set_execution_mode("local")  # --model and --device are about this machine
-    started.load(session["model"], dtype=session["dtype"], device=session["device"], progress=sys.stderr.isatty())
-    return started
+    session = Mechanex()
+    session.set_execution_mode("local")  # --model and --device are about this machine
+    session.load(options["model"], dtype=options["dtype"], device=options["device"], progress=sys.stderr.isatty())
+    return session
 
 
 def stdin() -> str:
     """All of standard input, but for the newline that ends its last line."""
-    given = sys.stdin.buffer.read()
+    content = sys.stdin.buffer.read()
     try:
-        return given.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
+        return content.decode("utf-8-sig").removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        raise expected("prompt", given[:40], f"UTF-8 text on standard input ({error.reason})") from error
+        raise expected("prompt", content[:40], f"UTF-8 text on standard input ({error.reason})") from error
 
 
 def text_file(path: Path) -> str:
@@ -77,7 +86,7 @@ def text_file(path: Path) -> str:
         raise expected("file", str(path), f"UTF-8 text ({error.reason})") from error
 
 
-def json_file(path: Path) -> Any:
+def json_file(path: Path) -> JsonValue:
     """The value in a JSON file that an option names."""
     try:
         return json.loads(text_file(path))
@@ -85,17 +94,18 @@ def json_file(path: Path) -> Any:
         raise expected("file", str(path), f"JSON ({error.msg}, line {error.lineno}, column {error.colno})") from error
 
 
-def table(*titles: str) -> Any:
-    """A table without lines, to be shown by `print_table`."""
+def table(*titles: str) -> Table:
+    """A table without lines, for `print_table`."""
     from rich.table import Table
 
     return Table(*titles, box=None, pad_edge=False)
 
 
-def print_table(shown: Any) -> None:
-    # In a pipe every row stays on one line, for grep.
-    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+def print_table(table: Table, width: int = 200) -> None:
+    """Print a table to standard output; in a pipe, `width` columns wide, every row stays on one line, for grep."""
+    Console(width=None if sys.stdout.isatty() else width).print(table)
 
 
-def print_json(value: Any) -> None:
+def print_json(value: object) -> None:
+    """Print a value that JSON can hold to standard output."""
     typer.echo(json.dumps(value))  # in ASCII, so that no terminal's encoding can spoil it

@@ -1,4 +1,4 @@
-"""`constraint check`: what a schema, an expression or a grammar costs, and whether it is supported."""
+"""`mechanex-jax constraint check`: the cost of a schema, an expression or a grammar, and whether it is supported."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def check(
     else:
         kind, source = "grammar", text_file(file)
     front = compiler.FRONT_ENDS[kind]
-    begun = time.perf_counter()
+    start = time.perf_counter()
     pushdown = front.compile(front.read(source, False))
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - start
     checkpoint = checkpoints.resolve(model, progress=sys.stderr.isatty())
     target = compiler.Target.of(checkpoint.tokenizer())
-    # Past the cache: the time is what is asked for.
-    found = build.build(pushdown, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
-    stats = {name: value for name, value in found.stats.items() if name not in ("seconds", "minimum")}
+    # Past the cache, because the time is part of the report.
+    index = build.build(pushdown, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
+    stats = {name: value for name, value in index.stats.items() if name not in ("seconds", "minimum")}
     report = {
         "kind": kind,
         "vocabulary": checkpoint.name,
         **stats,
         "seconds to read it": round(seconds, 3),
-        "seconds for the vocabulary": found.stats["seconds"],
-        "least_max_tokens": found.minimum,
+        "seconds for the vocabulary": index.stats["seconds"],
+        "least_max_tokens": index.minimum,
     }
     if as_json:
         print_json({name.replace(" ", "_"): value for name, value in report.items()})

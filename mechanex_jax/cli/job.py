@@ -1,4 +1,4 @@
-"""Long batches: from a file of prompts to a file of texts, stopped at any moment and continued later.
+"""Batch jobs: from a file of prompts to a file of texts, stopped at any moment and continued later.
 
 A job has no state besides its output file. Each finished row is a line there, appended and synced to disk as its
 micro-batch ends; a job that is run again checks that the lines belong to it, drops a torn one at the end, and goes on
@@ -17,7 +17,7 @@ import secrets
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from mechanex_jax.checkpoints import default_name
 from mechanex_jax.checkpoints.catalogue import find
@@ -29,7 +29,11 @@ from mechanex_jax.engine.request import prepare
 from mechanex_jax.engine.run import MICRO_BATCH
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
 from mechanex_jax.progress import Report, silent
+from mechanex_jax.storage.json_values import JsonValue
 from mechanex_jax.validation import check_seed
+
+if TYPE_CHECKING:
+    from mechanex_jax.runtime import Mechanex
 
 DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
 _KEYS = ("prompt", "id", "seed", *DEFAULTS)
@@ -45,17 +49,17 @@ class Row:
       prompt: a text; with `chat` also a list of messages.
       arguments: of `generate`, where they differ from its defaults.
       seed: the line's own, or None.
-      label: {"id": ...} where the line has one.
+      label: {"id": ...} where the line has an id, else empty.
     """
 
-    prompt: Any
+    prompt: str | list[JsonValue]
     arguments: dict[str, Any]
     seed: int | None
-    label: dict[str, Any]
+    label: dict[str, JsonValue]
 
 
-def parse_row(line: bytes, defaults: Mapping[str, Any]) -> Row:
-    """One input line, its own arguments over `defaults`.
+def parse_row(line: bytes, defaults: Mapping[str, object]) -> Row:
+    """Read one input line; its arguments replace `defaults`.
 
     Raises:
       ArgumentError: no JSON object, no prompt, an unknown key, or an argument that `generate` would refuse.
@@ -78,12 +82,16 @@ def parse_row(line: bytes, defaults: Mapping[str, Any]) -> Row:
         raise expected("prompt", prompt, 'a string (with "chat": true also a list of messages)')
     check_text("row", item)
     check_seed(seed)
-    own = {name: value for name, value in arguments.items() if value != DEFAULTS[name]}
-    return Row(prompt, own, seed, {"id": item["id"]} if "id" in item else {})
+    changed = {name: value for name, value in arguments.items() if value != DEFAULTS[name]}
+    return Row(prompt, changed, seed, {"id": item["id"]} if "id" in item else {})
 
 
-def check_text(name: str, value: Any) -> None:
-    """Refuse what is no Unicode text: half of a surrogate pair, or bytes of another encoding on the command line."""
+def check_text(name: str, value: object) -> None:
+    """Refuse strings that are no Unicode text: half of a surrogate pair, or bytes of another encoding on the command line.
+
+    Raises:
+      ArgumentError: there is such a string in `value`.
+    """
     try:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
@@ -96,7 +104,7 @@ def row_seed(seed: int, index: int) -> int:
 
 
 class Job:
-    """A batch from one file of JSON lines to another.
+    """A batch of prompts on its way from one file of JSON lines to another.
 
     Input, one object a line: `prompt`; if wanted `id` (anything), `seed`, and arguments of `generate`. Blank lines
     don't count. Output, one object a line: `index` (of the row, from 0), `id`, `prompt`, `text`, `finish_reason`,
@@ -126,7 +134,7 @@ class Job:
         *,
         model: str | None = None,
         seed: int | None = None,
-        defaults: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, object] | None = None,
         batch_size: int = MICRO_BATCH,
         overwrite: bool = False,
     ):
@@ -138,14 +146,14 @@ class Job:
         entry = find(model) if model else None
         self._model = entry.name if entry else model or default_name()
         self._defaults, self._batch_size = dict(defaults or {}), batch_size
-        # Of each row: where its line begins, the line's number, and what it costs. Rows themselves stay in the file.
+        # For each row, where its line begins, the line's number, and what it costs. Rows themselves stay in the file.
         self._offsets, self._lines, self._costs = array("Q"), array("Q"), array("Q")
         self._input = open(self.source, "rb")  # noqa: SIM115 (closed by close)
         self._output = Output(self.target, overwrite)
         try:
             self._scan()
-            known = (seed, self._output.batch_seed, secrets.randbits(32))
-            self._seed = next(value for value in known if value is not None)
+            seeds = (seed, self._output.batch_seed, secrets.randbits(32))
+            self._seed = next(value for value in seeds if value is not None)
             self._compare()
         except BaseException:
             self.close()
@@ -167,8 +175,8 @@ class Job:
         """Rows of the output."""
         return len(self._output.offsets)
 
-    def run(self, session: Any, report: Report = silent) -> None:
-        """Run what is missing on the session's model.
+    def run(self, session: Mechanex, report: Report = silent) -> None:
+        """Run the rows that the output lacks on the session's model.
 
         Raises:
           ArgumentError: rows that this model can't serve, such as prompts longer than its context. Nothing has run.
@@ -194,13 +202,9 @@ class Job:
             chosen = pending[first : first + self._batch_size]
             rows = [self._row(index) for index in chosen]
             stamps = [self._stamp(index, row) for index, row in zip(chosen, rows, strict=True)]
-            completions = session.generation.generate_batch(
-                [row.prompt for row in rows],
-                seed=[stamp["seed"] for stamp in stamps],
-                batch_size=len(rows),
-                details=True,
-                **_columns(rows),
-            )
+            seeds = [stamp["seed"] for stamp in stamps]
+            options = {**_columns(rows), "seed": seeds, "batch_size": len(rows), "details": True}
+            completions = cast(list[Completion], session.generation.generate_batch([row.prompt for row in rows], **options))
             self._output.append([_result(stamp, c) for stamp, c in zip(stamps, completions, strict=True)])
             report(self.done, self.total)
 
@@ -211,6 +215,7 @@ class Job:
             self._output.sort()
 
     def close(self) -> None:
+        """Close both files."""
         self._input.close()
         self._output.close()
 
@@ -245,24 +250,24 @@ class Job:
         return parse_row(self._input.readline(), self._defaults)
 
     def _stamp(self, index: int, row: Row) -> dict[str, Any]:
-        """What the output says of a row besides its result."""
+        """The fields of a row's output that identify it, without its result."""
         seed = row_seed(self._seed, index) if row.seed is None else row.seed
         head = {"index": index, **row.label, "prompt": row.prompt}
         return {**head, "batch_seed": self._seed, "seed": seed, "model": self._model, "arguments": row.arguments}
 
     def _compare(self) -> None:
-        """Every line of the output is one that this job would write."""
+        """Check that every line of the output is one that this job would write."""
         for index in self._output.offsets:
             if index >= self.total:
-                raise self._other(f"got row {index}, but {self.source} ends with row {self.total - 1}")
-            found, wanted = self._output.read(index), self._stamp(index, self._row(index))
-            for name in (*wanted, "id"):
-                got, asked = found.get(name), wanted.get(name)
-                if got != asked:
-                    here = f"line {self._lines[index]} of {self.source} and the options ask for {_short(asked)}"
-                    raise self._other(f"got row {index} with {name} {_short(got)}, but {here}")
+                raise self._foreign(f"got row {index}, but {self.source} ends with row {self.total - 1}")
+            written, stamp = self._output.read(index), self._stamp(index, self._row(index))
+            for name in (*stamp, "id"):
+                got, due = written.get(name), stamp.get(name)
+                if got != due:
+                    here = f"line {self._lines[index]} of {self.source} and the options ask for {_short(due)}"
+                    raise self._foreign(f"got row {index} with {name} {_short(got)}, but {here}")
 
-    def _other(self, what: str) -> ArgumentError:
+    def _foreign(self, what: str) -> ArgumentError:
         return ArgumentError(
             f"{self.target}: {what}. It belongs to another job: repeat that one's input and options, name another "
             "output, or overwrite this one."
@@ -270,12 +275,12 @@ class Job:
 
 
 def _cost(row: Row) -> int:
-    """Sorts rows by steps first, then by the prompt's length."""
+    """A number that sorts rows by steps first, then by the prompt's length."""
     steps = row.arguments.get("max_tokens", DEFAULTS["max_tokens"])
     return min(steps, 2**31) << 32 | len(str(row.prompt))
 
 
-def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
+def _columns(rows: Sequence[Row]) -> dict[str, Any]:
     """The rows' arguments as `generate_batch` takes them: one list per argument that any row has."""
     columns = {}
     for name in sorted({name for row in rows for name in row.arguments}):
@@ -285,12 +290,13 @@ def _columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return columns
 
 
-def _result(stamp: Mapping[str, Any], completion: Completion) -> dict[str, Any]:
+def _result(stamp: Mapping[str, object], completion: Completion) -> dict[str, object]:
+    """A row's output: what it is called, its result, and the rest of its stamp."""
     head = {name: stamp[name] for name in ("index", "id", "prompt") if name in stamp}
-    own = {"text": completion.text, "finish_reason": completion.finish_reason, "tokens": len(completion.tokens)}
-    return {**head, **own, **stamp}
+    result = {"text": completion.text, "finish_reason": completion.finish_reason, "tokens": len(completion.tokens)}
+    return {**head, **result, **stamp}
 
 
-def _short(value: Any) -> str:
+def _short(value: object) -> str:
     shown = json.dumps(value, ensure_ascii=False)
     return shown if len(shown) <= 80 else shown[:77] + "..."

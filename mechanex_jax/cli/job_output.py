@@ -1,4 +1,4 @@
-"""The output file of a long batch: one line for each finished row, whatever happens to the process."""
+"""The output file of a batch job: one line for each finished row, safe whatever happens to the process."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
+from mechanex_jax.storage.json_values import JsonValue
 
 try:
     import fcntl
@@ -21,11 +22,19 @@ _LINE_START = b'{"index": '  # of every line that is written here
 
 
 class Output:
-    """The lines of an output file, held by one process at a time.
+    """The lines of an output file, which one process at a time holds.
+
+    Args:
+      path: the file; it is made if it is absent.
+      overwrite: disregard the lines that it has.
 
     Attributes:
-      offsets: where the line of each row begins.
-      batch_seed: the one in its lines, or None without lines.
+      offsets: where the line of each row begins, by the row's index.
+      batch_seed: the seed in its lines, or None without lines.
+
+    Raises:
+      ArgumentError: no file, no folder for it, or lines that no batch wrote.
+      MechanexError: another process is writing it.
     """
 
     def __init__(self, path: Path, overwrite: bool):
@@ -83,7 +92,8 @@ class Output:
             "or overwrite this one."
         )
 
-    def read(self, index: int) -> dict[str, Any]:
+    def read(self, index: int) -> dict[str, JsonValue]:
+        """The finished row of this index."""
         self._file.seek(self.offsets[index])
         return json.loads(self._file.readline())
 
@@ -121,6 +131,7 @@ class Output:
             temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
+        """Close the file; one that was made here and has no line is removed."""
         if self._created and self._end == 0 and not self._file.closed:  # leave nothing where nothing ran
             with contextlib.suppress(OSError):
                 self._path.unlink()

@@ -1,15 +1,14 @@
-"""`models` and `pull`."""
+"""`mechanex-jax models` and `pull`: the catalogue, and fetching a model from it."""
 
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from mechanex_jax.cli.base import print_json
+from mechanex_jax.cli import base
 
 if TYPE_CHECKING:
     from mechanex_jax.checkpoints import Entry
@@ -18,21 +17,42 @@ if TYPE_CHECKING:
 _WIDTHS = {"float32": 4, "bfloat16": 2, "float16": 2}  # bytes of a number
 
 
+class _Description(TypedDict):
+    """A model of the catalogue as `models --json` prints it.
+
+    Attributes:
+      cached: whether its files are on this machine.
+      bytes: size of its files here; 0 if it isn't cached.
+      memory: bytes that its weights take once loaded, by dtype.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    architecture: str
+    context: int
+    parameters: int
+    licence: str
+    default: bool
+    description: str
+    cached: bool
+    bytes: int
+    memory: dict[str, int]
+
+
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON list.")] = False) -> None:
     """List the models that have a name here, which are on this machine, and the memory that their weights take once loaded.
 
     On CPUs models load as float32, on accelerators as bfloat16; `--dtype` chooses.
     """
     from rich.filesize import decimal
-    from rich.table import Table
 
     from mechanex_jax.checkpoints import catalogue
 
     entries = [_describe(entry) for entry in catalogue()]
     if as_json:
-        print_json(entries)
+        base.print_json(entries)
         return
-    table = Table("Name", "Architecture", "Context", "Licence", "On disk", "Memory", "Description", box=None, pad_edge=False)
+    table = base.table("Name", "Architecture", "Context", "Licence", "On disk", "Memory", "Description")
     table.columns[0].no_wrap = True
     for entry in entries:
         size = decimal(entry["bytes"]) if entry["cached"] else "-"
@@ -46,8 +66,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON li
             entry["description"],
         ]
         table.add_row(*map(Text, cells))
-    # In a pipe every model stays on one line, for grep.
-    Console(width=None if sys.stdout.isatty() else 220).print(table)
+    base.print_table(table, width=220)
 
 
 def pull(
@@ -64,13 +83,20 @@ def pull(
     typer.echo(checkpoints.pull(name, progress=sys.stderr.isatty()).folder)
 
 
-def _describe(entry: Entry) -> dict[str, Any]:
+def _describe(entry: Entry) -> _Description:
     from mechanex_jax.checkpoints import kept
 
     folder = kept(entry)
-    fields = ("name", "aliases", "architecture", "context", "parameters", "licence", "default", "description")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder else 0
-    return {name: getattr(entry, name) for name in fields} | {
+    return {
+        "name": entry.name,
+        "aliases": entry.aliases,
+        "architecture": entry.architecture,
+        "context": entry.context,
+        "parameters": entry.parameters,
+        "licence": entry.licence,
+        "default": entry.default,
+        "description": entry.description,
         "cached": folder is not None,
         "bytes": size,
         "memory": {dtype: width * entry.parameters for dtype, width in _WIDTHS.items()},
