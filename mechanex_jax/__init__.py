@@ -6,7 +6,7 @@ text = mx.generation.generate("The capital of France is", sampling_method="top-p
 """
 
 from mechanex_jax import constraints, edits, errors, generation, loops, policy, runtime, steering, transforms
-from mechanex_jax.engine.batch import Completion
+from mechanex_jax.engine.request import Completion
 from mechanex_jax.loops.forward import forward
 from mechanex_jax.runtime import Mechanex
 

@@ -9,51 +9,29 @@ import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, runtime_checkable
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
-from mechanex_jax.edits import check, compose
-from mechanex_jax.engine.batch import Completion
-from mechanex_jax.engine.calls import Call, Given, Plain, Rows, seeds_of
-from mechanex_jax.engine.config import LIST_TYPED, GenerationConfig, per_row
-from mechanex_jax.engine.request import Once, Stored, prepare
-from mechanex_jax.engine.run import MICRO_BATCH
+from mechanex_jax import policy, session
+from mechanex_jax.edits import Edit, Edits, check, compose
+from mechanex_jax.engine import run as engine
+from mechanex_jax.engine.config import GenerationConfig, one_value, per_row
+from mechanex_jax.engine.request import Completion, Prompt, Request
+from mechanex_jax.engine.run import MICRO_BATCH, OnRows, ignore
+from mechanex_jax.engine.seeds import row_seeds
 from mechanex_jax.errors import expected
+from mechanex_jax.loading import LoadedModel
+from mechanex_jax.policy.runner import PolicyRunner
+from mechanex_jax.policy.service import Policies
 from mechanex_jax.progress import bar as progress_bar
-from mechanex_jax.transforms import chain
+from mechanex_jax.rows import take_rows
+from mechanex_jax.session import Session
+from mechanex_jax.steering.service import Steering
+from mechanex_jax.transforms import LogitsTransform, chain
+
+_OF_THE_CALL = ("model", "seed", "transform", "edits")  # arguments that are no row's
 
 P = ParamSpec("P")
 R = TypeVar("R")
-
-
-class Policies(Protocol):
-    """What generation asks of the policies."""
-
-    def prepare(self, given: Given) -> Rows:
-        """Rows that need more than one decoding of their prompts."""
-        ...
-
-
-@runtime_checkable
-class Session(Protocol):
-    """What generation asks of the runtime."""
-
-    @property
-    def steering(self) -> Stored:
-        """Vectors and presets by name."""
-        ...
-
-    @property
-    def policy(self) -> Policies:
-        """What runs the rows that go through a policy."""
-        ...
-
-    def local_model(self, name: str | None) -> Any:
-        """The loaded model to run on, after routing; raises where the call belongs elsewhere."""
-        ...
-
-    def partner(self, name: str) -> Any:
-        """A further model, loaded if it is not yet."""
-        ...
 
 
 def _shares_arguments(
@@ -79,66 +57,94 @@ def _shares_arguments(
     return decorate
 
 
-class Generation:
-    """Text generation in one session."""
+class _Prepared(NamedTuple):
+    """Rows of one call, all checked before the first is decoded.
 
-    def __init__(self, session: Session | None = None):
-        self.session = session
+    Attributes:
+      loaded: the model.
+      requests: the rows that decode once, by their number.
+      runner: runs the rows that go through a policy; None where there are none.
+      through: the numbers of these rows.
+      transform, edits: the caller's own, for `requests`.
+    """
+
+    loaded: LoadedModel
+    requests: dict[int, Request]
+    runner: PolicyRunner | None
+    through: list[int]
+    transform: LogitsTransform | None
+    edits: tuple[Edit, ...]
+
+
+class Generation:
+    """Text generation in one session.
+
+    Args:
+      session: holds the models.
+      steering: knows vectors and presets by name.
+      policy: runs rows that take more than one decoding of their prompts.
+    """
+
+    def __init__(self, session: Session, steering: Steering, policy: Policies):
+        self.session, self.steering, self.policy = session, steering, policy
         self._traces = threading.local()
 
     @property
-    def last_trace(self) -> Any:
-        """Of this thread's last call with `include_trace=True`: a dict, for a batch a list of them; None before."""
+    def last_trace(self) -> dict[str, object] | list[dict[str, object] | None] | None:
+        """The trace of this thread's last call with `include_trace=True`: a dict, for a batch a list; None before."""
         return getattr(self._traces, "last", None)
 
-    def _call(self, prompts: Sequence[Any], arguments: Mapping[str, Any], names: Sequence[str]) -> Call:
-        """Route, validate and tokenise, in this order and before anything compiles."""
-        session = self.session
-        assert session is not None, "the runtime gives every Generation its session"
-        rest, total = dict(arguments), len(prompts)
-        model, seed, details = rest.pop("model"), rest.pop("seed"), rest.pop("details")
-        transform, edits = rest.pop("transform"), compose(rest.pop("edits"))
-        configs = per_row(rest, total)
-        seeds, indices = seeds_of(seed, total)
-        if transform is not None:
-            transform = chain(transform)
-        loaded = session.local_model(model)
-        check(edits, loaded.model.spec.layers, loaded.model.spec.width)
-        given = Given(loaded, prompts, configs, names, seeds, indices, transform, edits)
-        parts: list[tuple[list[int], Rows]] = []
-        for through_policy, prepared in ((False, self.rows), (True, session.policy.prepare)):
-            chosen = [row for row, config in enumerate(configs) if config.needs_policy == through_policy]
-            if chosen:
-                parts.append((chosen, prepared(given.take(chosen))))
-        return Call(parts, configs, details)
+    def _prepare(
+        self,
+        prompts: Sequence[Prompt],
+        configs: Sequence[GenerationConfig],
+        names: Sequence[str],
+        *,
+        model: str | None,
+        seed: int | Sequence[int | None] | None,
+        transform: LogitsTransform | None,
+        edits: Edits,
+    ) -> _Prepared:
+        """Route, validate and tokenize, in this order and before anything compiles."""
+        seeds = row_seeds(seed, len(prompts))
+        user = None if transform is None else chain(transform), compose(edits)
+        loaded = self.session.local_model(model)
+        check(user[1], loaded.model.spec.layers, loaded.model.spec.width)
+        once = [row for row, config in enumerate(configs) if not config.needs_policy]
+        builder = self.steering.requests(loaded)
+        requests = {
+            row: builder.build(prompts[row], configs[row], seed=seeds[row][0], index=seeds[row][1], name=names[row])
+            for row in once
+        }
+        runner, through = None, [row for row in range(len(prompts)) if row not in requests]
+        if through:
+            pick = lambda column: [column[row] for row in through]
+            user_rows = take_rows(user, through, len(prompts))
+            runner = self.policy.prepare(loaded, pick(prompts), pick(configs), pick(seeds), pick(names), *user_rows)
+        return _Prepared(loaded, requests, runner, through, *take_rows(user, once, len(prompts)))
 
-    def rows(self, given: Given) -> Plain:
-        """Rows that decode once, checked and tokenised.
+    def _complete(self, prepared: _Prepared, micro_batch: int = MICRO_BATCH, on_rows: OnRows = ignore) -> list[Completion]:
+        """Decode all rows and return them in order."""
+        loaded, requests, runner, through, transform, edits = prepared
+        done: dict[int, Completion] = {}
+        if requests:
+            rows = list(requests.values())
+            completions = engine.run(loaded, rows, transform=transform, edits=edits, micro_batch=micro_batch, on_rows=on_rows)
+            done |= zip(requests, completions, strict=True)
+        if runner is not None:
+            done |= zip(through, runner.run(micro_batch=micro_batch, on_rows=on_rows), strict=True)
+        return [done[row] for row in range(len(done))]
 
-        Raises:
-          ArgumentError: as `generate`.
-        """
-        assert self.session is not None, "the runtime gives every Generation its session"
-        loaded, stored, partners = given.loaded, Once(self.session.steering), self._partners(given.loaded, given.configs)
-        columns = zip(given.prompts, given.configs, given.names, partners, strict=True)
-        requests = [prepare(loaded, prompt, config, name, stored, others) for prompt, config, name, others in columns]
-        return Plain(given, requests)
-
-    def _partners(self, loaded: Any, configs: Sequence[GenerationConfig]) -> list[tuple[Any, ...]]:
-        """The other models of each row, none of them twice, the loaded model not among them."""
-        assert self.session is not None, "the runtime gives every Generation its session"
-        found: dict[str, Any] = {}
-        for name in dict.fromkeys(name for config in configs for name in config.partner_names):
-            found[name] = self.session.partner(name)
-        unique = lambda config: {id(found[n]): found[n] for n in config.partner_names if found[n] is not loaded}
-        return [tuple(unique(config).values()) for config in configs]
-
-    def _finish(self, call: Call, **more: Any) -> list[Any]:
-        """Run a call, keep the traces asked for, and return texts or Completions."""
-        found = call.run(**more)
-        if any(config.include_trace for config in call.configs):
-            self._traces.last = call.traces(found)
-        return found if call.details else [completion.text for completion in found]
+    def _keep_traces(self, prepared: _Prepared, configs: Sequence[GenerationConfig], completions: Sequence[Completion]) -> None:
+        """Remember what the rows that ask for a trace have to tell."""
+        if not any(config.include_trace for config in configs):
+            return
+        traces = [
+            prepared.requests[row].trace(prepared.loaded, completion) if row in prepared.requests else dict(completion.trace)
+            for row, completion in enumerate(completions)
+        ]
+        wanted = zip(traces, configs, strict=True)
+        self._traces.last = [trace if config.include_trace else None for trace, config in wanted]
 
     def generate(
         self,
@@ -274,14 +280,63 @@ class Generation:
           NotLocalError: not available in this version; a NotImplementedError.
           ModelNotFoundError: no model is loaded, or none of that name.
         """
-        arguments = {name: value for name, value in locals().items() if name not in ("self", "prompt")}
-        for name, value in arguments.items():
-            if isinstance(value, (list, tuple)) and name not in LIST_TYPED:
-                raise expected(name, value, "one value", "Use generate_batch for one value per prompt.")
-        found = self._finish(self._call([prompt], arguments, ["prompt"]))[0]
+        config = GenerationConfig(
+            max_tokens=max_tokens,
+            sampling_method=sampling_method,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            ads_subset_size=ads_subset_size,
+            ads_beta=ads_beta,
+            steering_vector=steering_vector,
+            steering_strength=steering_strength,
+            steering_preset=steering_preset,
+            json_schema=json_schema,
+            regex_pattern=regex_pattern,
+            grammar=grammar,
+            draft_model=draft_model,
+            ensemble_models=ensemble_models,
+            best_of_n=best_of_n,
+            adaptive_temperature=adaptive_temperature,
+            adaptive_temperature_schedule=adaptive_temperature_schedule,
+            adaptive_top_p=adaptive_top_p,
+            adaptive_top_p_schedule=adaptive_top_p_schedule,
+            confidence_triggered_regeneration=confidence_triggered_regeneration,
+            confidence_threshold=confidence_threshold,
+            code_unit_tests=code_unit_tests,
+            policy=policy,
+            policy_id=policy_id,
+            include_trace=include_trace,
+            stop=stop,
+            chat=chat,
+            min_tokens=min_tokens,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=logit_bias,
+            constraint=constraint,
+            json_whitespace=json_whitespace,
+            forbidden_terms=forbidden_terms,
+            steering_layers=steering_layers,
+            steering_scope=steering_scope,
+            beam_width=beam_width,
+            length_penalty=length_penalty,
+            early_stopping=early_stopping,
+            speculative_steps=speculative_steps,
+            voting=voting,
+            ensemble_weights=ensemble_weights,
+        )
+        for name, value in (("model", model), ("seed", seed), ("transform", transform), ("edits", edits), ("details", details)):
+            if isinstance(value, (list, tuple)):
+                raise one_value(name, value)
+        prepared = self._prepare([prompt], [config], ["prompt"], model=model, seed=seed, transform=transform, edits=edits)
+        completions = self._complete(prepared)
+        self._keep_traces(prepared, [config], completions)
         if include_trace:
-            self._traces.last = self.last_trace[0]
-        return found
+            self._traces.last = self._traces.last[0]
+        return _answers(completions, details)[0]
 
     @_shares_arguments(generate, batch_size=MICRO_BATCH, progress=False)
     def generate_batch(self, prompts: Sequence[str], **arguments: Any) -> list[str]:
@@ -305,7 +360,10 @@ class Generation:
         batch_size, progress = arguments.pop("batch_size"), arguments.pop("progress")
         if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
             raise expected("batch_size", batch_size, "a whole number, at least 1")
-        call = self._call(prompts, arguments, [f"prompts[{row}]" for row in range(len(prompts))])
+        details, call = arguments.pop("details"), {name: arguments.pop(name) for name in _OF_THE_CALL}
+        names = [f"prompts[{row}]" for row in range(len(prompts))]
+        configs = per_row(arguments, len(prompts))
+        prepared = self._prepare(prompts, configs, names, **call)
         with progress_bar("Generating", enabled=progress, unit="prompts") as report:
             done = 0
 
@@ -314,7 +372,9 @@ class Generation:
                 done += len(indices)
                 report(done, len(prompts))
 
-            return self._finish(call, micro_batch=batch_size, on_rows=on_rows)
+            completions = self._complete(prepared, micro_batch=batch_size, on_rows=on_rows)
+        self._keep_traces(prepared, configs, completions)
+        return _answers(completions, details)
 
     @_shares_arguments(generate)
     def stream(self, prompt: str, **arguments: Any) -> Iterator[str]:
@@ -323,9 +383,25 @@ class Generation:
         A piece never splits a character, and never holds the beginning of a stop string. Arguments as for `generate` but for
         `details`. They are checked at the call, before the first piece is asked for.
         """
-        if arguments["details"]:
+        if arguments.pop("details"):
             raise expected("details", True, "False, because stream yields text", "Use generate for details.")
-        return self._call([prompt], arguments, ["prompt"]).stream()
+        call = {name: arguments.pop(name) for name in _OF_THE_CALL}
+        prepared = self._prepare([prompt], per_row(arguments, 1), ["prompt"], **call)
+        if prepared.runner is not None:
+            return _one_piece(prepared.runner)
+        loaded, requests = prepared.loaded, prepared.requests
+        return engine.stream(loaded, requests[0], transform=prepared.transform, edits=prepared.edits)
+
+
+def _answers(completions: list[Completion], details: bool) -> list[Any]:
+    """Completions, or their texts alone."""
+    return completions if details else [completion.text for completion in completions]
+
+
+def _one_piece(runner: PolicyRunner) -> Iterator[str]:
+    """The text of a policy's one run: which candidate wins is known at the end."""
+    if text := runner.run()[0].text:
+        yield text
 
 
 def __getattr__(name: str) -> Any:
@@ -334,7 +410,7 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-default = Generation()
+default = Generation(session.default, policy.default.steering, policy.default)
 generate, generate_batch, stream = default.generate, default.generate_batch, default.stream
 
 __all__ = ["Completion", "Generation", "GenerationConfig", "generate", "generate_batch", "stream"]

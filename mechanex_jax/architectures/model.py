@@ -102,7 +102,7 @@ class Model:
     params: tuple[jax.Array, ...]
     static: Static = dataclasses.field(metadata={"static": True})
 
-    @property
+    @functools.cached_property
     def spec(self) -> Config:
         return self.static.config
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import json
 import os
 import secrets
@@ -23,10 +22,9 @@ from mechanex_jax.checkpoints import default_name
 from mechanex_jax.checkpoints.catalogue import find
 from mechanex_jax.cli.job_output import Output
 from mechanex_jax.engine.batch import Completion
-from mechanex_jax.engine.calls import Given
 from mechanex_jax.engine.config import LIST_TYPED, GenerationConfig
-from mechanex_jax.engine.request import prepare
 from mechanex_jax.engine.run import MICRO_BATCH
+from mechanex_jax.engine.seeds import line_seed
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
 from mechanex_jax.progress import Report, silent
 from mechanex_jax.storage.json_values import JsonValue
@@ -96,11 +94,6 @@ def check_text(name: str, value: object) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise expected(name, value, f"Unicode text ({error.reason})") from error
-
-
-def row_seed(seed: int, index: int) -> int:
-    """The seed of row `index` in a job with this seed. A hash, so that jobs with seeds 1 and 2 share nothing."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {index}".encode(), digest_size=4).digest())
 
 
 class Job:
@@ -187,9 +180,9 @@ class Job:
             row = self._row(index)
             config = GenerationConfig(**row.arguments)
             if config.needs_policy:
-                session.policy.prepare(Given(loaded, [row.prompt], [config], ["prompt"], [0], [0]))
+                session.policy.prepare(loaded, [row.prompt], [config], [(0, 0)], ["prompt"], None, ())
             else:
-                prepare(loaded, row.prompt, config, "prompt", session.steering)
+                session.steering.requests(loaded).build(row.prompt, config)
 
         pending = [index for index in range(self.total) if index not in self._output.offsets]
         self._check(pending, fits)
@@ -251,7 +244,7 @@ class Job:
 
     def _stamp(self, index: int, row: Row) -> dict[str, Any]:
         """The fields of a row's output that identify it, without its result."""
-        seed = row_seed(self._seed, index) if row.seed is None else row.seed
+        seed = line_seed(self._seed, index) if row.seed is None else row.seed
         head = {"index": index, **row.label, "prompt": row.prompt}
         return {**head, "batch_seed": self._seed, "seed": seed, "model": self._model, "arguments": row.arguments}
 

@@ -71,9 +71,9 @@ def _policy(path: Path) -> Mapping[str, object]:
 
 def _saved(id: str) -> str:
     """The id of a saved policy, if there is one."""
-    from mechanex_jax.policy import Policies
+    from mechanex_jax import policy
 
-    Policies().get(id)
+    policy.default.get(id)
     return id
 
 

@@ -264,9 +264,9 @@ def _show_trials(found: _Result) -> None:
 @app.command("list")
 def list_policies(as_json: _Json = False) -> None:
     """List the saved policies, oldest first."""
-    from mechanex_jax.policy import Policies, controls
+    from mechanex_jax.policy import controls, default
 
-    found = Policies().list()
+    found = default.list()
     if as_json:
         base.print_json(found)
         return
@@ -294,14 +294,14 @@ def show(policy: _Policy) -> None:
 @app.command()
 def save(policy: _Policy) -> None:
     """Keep a POLICY, under its "id" if it has one; prints the id."""
-    from mechanex_jax.policy import Policies
+    from mechanex_jax.policy import default
 
-    typer.echo(Policies().save(given.policy(policy).given))
+    typer.echo(default.save(given.policy(policy).given))
 
 
 @app.command()
 def delete(id: _Id) -> None:
     """Delete a saved policy."""
-    from mechanex_jax.policy import Policies
+    from mechanex_jax.policy import default
 
-    Policies().delete(id)
+    default.delete(id)

@@ -52,7 +52,7 @@ _BUILDERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 def policy(spec: str) -> Any:
     """The policy that an argument names: a JSON file, a saved one's id, or a builder with what it takes."""
-    from mechanex_jax.policy import Policies, controls
+    from mechanex_jax.policy import controls, default
 
     name, _, option = spec.partition(":")
     path = Path(spec)
@@ -65,7 +65,7 @@ def policy(spec: str) -> Any:
         found = base.json_file(path)
     else:
         try:
-            found = Policies().get(spec)
+            found = default.get(spec)
         except ArgumentError as error:
             raise ArgumentError(f"{error} Or a JSON file, or one of {', '.join(_BUILDERS)}.") from None
     return controls.read(found)

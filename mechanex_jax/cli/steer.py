@@ -99,9 +99,9 @@ def list_vectors(as_json: _Json = False) -> None:
     """List the stored vectors, oldest first."""
     from rich.text import Text
 
-    from mechanex_jax.steering import Steering
+    from mechanex_jax.steering import default
 
-    found = Steering().list()
+    found = default.list()
     if as_json:
         base.print_json(found)
         return
@@ -118,9 +118,9 @@ def show(id: _Id, as_json: _Json = False) -> None:
     """Show what is known of a vector."""
     from rich.text import Text
 
-    from mechanex_jax.steering import Steering
+    from mechanex_jax.steering import default
 
-    found = Steering().describe(id)
+    found = default.describe(id)
     if as_json:
         base.print_json(found)
         return
@@ -208,6 +208,6 @@ def plot(
 @app.command()
 def delete(id: _Id) -> None:
     """Delete a vector."""
-    from mechanex_jax.steering import Steering
+    from mechanex_jax.steering import default
 
-    Steering().delete(id)
+    default.delete(id)

@@ -1,82 +1,43 @@
-"""A batch on its way: requests that decode together, as the arrays that a loop takes, and what comes back as text."""
+"""`Batch`: requests that decode together as the arrays that a loop takes, and what it returns as text."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Float32, Int32, Key
 
 from mechanex_jax import edits as edit
 from mechanex_jax import rows, transforms
 from mechanex_jax.constraints.device.token_mask import pack_constraints
-from mechanex_jax.engine.config import GenerationConfig
+from mechanex_jax.edits import Edit
 from mechanex_jax.engine.methods import NEUTRAL, NEUTRAL_SUBSET
+from mechanex_jax.engine.request import Completion, Request
+from mechanex_jax.engine.seeds import row_keys
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.loops import DecodeResult, FinishReason, stop_table
 from mechanex_jax.loops.prefill import bucket
 from mechanex_jax.tokenization.detokenizer import Detokenizer
+from mechanex_jax.transforms import LogitsTransform
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """One row: what to continue and how.
-
-    Attributes:
-      tokens: ids of the prompt, at least one.
-      config: the row's arguments.
-      steering: an `edits.RowSteering`, strengths applied, or None.
-      constraint: tables for this model's vocabulary, or None.
-      forbidden: tables of the texts without the row's forbidden terms, or None.
-      partners: other models that the row asks for: its draft, or the further members of its ensemble.
-      members: where tokenizers of an ensemble differ, what each of `partners` is asked, in its own tokens.
-    """
-
-    tokens: tuple[int, ...]
-    config: GenerationConfig
-    steering: Any = None
-    constraint: Any = None
-    forbidden: Any = None
-    partners: tuple[LoadedModel, ...] = ()
-    members: tuple[Request, ...] = ()
-
-    @property
-    def loop(self) -> str:
-        """Which of `mechanex_jax.engine.runners` runs it."""
-        return "text-vote" if self.members else self.config.loop
+def _columns(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, list[float]]:
+    """One list per field, of the rows' values."""
+    return {name: [row[name] for row in rows] for name in names}
 
 
-@dataclasses.dataclass(frozen=True)
-class Completion:
-    """What `details=True` returns.
-
-    Attributes:
-      text: the continuation, ended before a stop string.
-      tokens: ids generated, an end-of-sequence id and the tokens of a stop string included; of an ensemble with several
-        tokenizers, in that of the member whose text was chosen.
-      logprobs: of each token, under the model itself (temperature 1, before any transform).
-      finish_reason: "eos", "stop", "length", or "dead_end" where every token was forbidden.
-      trace: what the method has to tell besides; for beam search the other hypotheses.
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    finish_reason: str
-    trace: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False)
-
-
-def _transform(loaded: LoadedModel, requests: Sequence[Request], user: Any) -> Any:
+def _transform(loaded: LoadedModel, requests: Sequence[Request], user: LogitsTransform | None) -> LogitsTransform:
     """One chain for all rows: what a row does not ask for is neutral, what no row asks for is absent."""
     vocabulary = loaded.model.spec.vocabulary
     configs = [request.config for request in requests]
-    parts: list[Any] = []
+    parts: list[LogitsTransform] = []
     # First, so that truncation acts on legal tokens.
-    for machines in ([request.constraint for request in requests], [request.forbidden for request in requests]):
-        if any(machine is not None for machine in machines):
-            parts.append(pack_constraints(machines, loaded.tokenizer.vocabulary, token_bytes=loaded.token_bytes))
+    for tables in ([request.constraint for request in requests], [request.forbidden for request in requests]):
+        if any(table is not None for table in tables):
+            parts.append(pack_constraints(tables, loaded.tokenizer.vocabulary, token_bytes=loaded.token_bytes))
     penalties = {name: [getattr(c, f"{name}_penalty") for c in configs] for name in ("repetition", "presence", "frequency")}
     if any(value is not None for column in penalties.values() for value in column):
         neutral = {"repetition": 1.0, "presence": 0.0, "frequency": 0.0}
@@ -90,12 +51,11 @@ def _transform(loaded: LoadedModel, requests: Sequence[Request], user: Any) -> A
         parts.append(transforms.logit_bias(bias))
     if any(c.min_tokens for c in configs):
         parts.append(transforms.min_new_tokens([c.min_tokens for c in configs], loaded.tokenizer.eos_ids))
-    truncations, subsets = [c.truncation for c in configs], [c.subset for c in configs]
-    parts.append(transforms.truncation(**{name: [row[name] for row in truncations] for name in NEUTRAL}))
+    parts.append(transforms.truncation(**_columns([config.truncation for config in configs], NEUTRAL)))
+    subsets = [config.subset for config in configs]
     if any(subset["subset_size"] for subset in subsets):
         # The truncation before has divided by the temperature already.
-        columns = {name: [subset[name] for subset in subsets] for name in NEUTRAL_SUBSET}
-        parts.append(transforms.determinantal(loaded.directions, **columns))
+        parts.append(transforms.determinantal(loaded.directions, **_columns(subsets, NEUTRAL_SUBSET)))
     if user is not None:
         parts.append(user)
     return transforms.chain(*parts)
@@ -108,57 +68,78 @@ class Batch:
     Attributes:
       loaded: the model.
       requests: the rows, without the padding.
-      keys: typed keys, one per request.
+      keys: typed keys, one per row, the padding included; `Batch.of` makes them from the requests' seeds.
       transform: the caller's own LogitsTransform, for these rows, or None.
       edits: the caller's own edits, for these rows.
     """
 
     loaded: LoadedModel
     requests: Sequence[Request]
-    keys: jax.Array
-    transform: Any = None
-    edits: Any = ()
+    keys: Key[jax.Array, " B"]
+    transform: LogitsTransform | None = None
+    edits: tuple[Edit, ...] = ()
+
+    @classmethod
+    def of(
+        cls, loaded: LoadedModel, requests: Sequence[Request], transform: LogitsTransform | None, edits: tuple[Edit, ...]
+    ) -> Batch:
+        """A batch whose rows draw from their requests' seeds."""
+        padded = [requests[row] for row in _padded(len(requests))]
+        return cls(loaded, requests, row_keys([(request.seed, request.index) for request in padded]), transform, edits)
 
     def arguments(self) -> dict[str, Any]:
         """What every loop takes, by name."""
         spec, tokenizer = self.loaded.model.spec, self.loaded.tokenizer
-        size = bucket(len(self.requests), 1)
-        padding = size - len(self.requests)
-        chosen = [*range(len(self.requests)), *[0] * padding]
-        requests = [self.requests[i] for i in chosen]
-        configs = [r.config for r in requests]
-        lengths = np.array([len(r.tokens) for r in requests], np.int32)
-        prompts = np.zeros((size, lengths.max()), np.int32)
+        chosen = _padded(len(self.requests))
+        requests = [self.requests[row] for row in chosen]
+        configs = [request.config for request in requests]
+        lengths = np.array([len(request.tokens) for request in requests], np.int32)
+        prompts = np.zeros((len(chosen), lengths.max()), np.int32)
         for row, request in enumerate(requests):
             prompts[row, : lengths[row]] = request.tokens
-        max_new = np.minimum([c.max_tokens for c in configs], spec.context - lengths)
+        max_new = np.minimum([config.max_tokens for config in configs], spec.context - lengths)
         max_new[len(self.requests) :] = 0
-        stops = [c.stops for c in configs]
+        stops = [config.stops for config in configs]
         user, user_edits = rows.take_rows((self.transform, self.edits), chosen, len(self.requests))
         return {
             "model": self.loaded.model,
             "prompt_tokens": prompts,
             "prompt_lengths": lengths,
             "transform": _transform(self.loaded, requests, user),
-            "edits": (*edit.steering([r.steering for r in requests], spec.width), *user_edits),
+            "edits": (*edit.steering([request.steering for request in requests], spec.width), *user_edits),
             "stops": stop_table(stops, *self.loaded.token_bytes) if any(stops) else None,
-            "key": self.keys[np.array(chosen)],
+            "key": self.keys,
             "max_new_tokens": max_new,
             "eos_ids": tokenizer.eos_ids,
         }
 
-    def completion(self, row: int, tokens: np.ndarray, logprobs: np.ndarray, reason: int, trace: Any = None) -> Completion:
-        """Arrays without their padding -> text."""
+    def completion(
+        self,
+        row: int,
+        tokens: Int32[np.ndarray, " N"],
+        logprobs: Float32[np.ndarray, " N"],
+        reason: int,
+        trace: Mapping[str, object] | None = None,
+    ) -> Completion:
+        """A row's text from its arrays without their padding."""
         ids = tuple(tokens.tolist())
         text = self.detokenizer(row).push(ids, last=True)
         return Completion(text, ids, tuple(logprobs.tolist()), FinishReason(reason).name.lower(), trace or {})
 
-    def completions(self, found: DecodeResult, trace: Callable[[int], Any] = lambda row: None) -> list[Completion]:
-        """What a loop returned, the padding rows left out."""
+    def completions(
+        self, result: DecodeResult, trace: Callable[[int], Mapping[str, object] | None] = lambda row: None
+    ) -> list[Completion]:
+        """The texts that a loop returned, the padding rows left out."""
         return [
-            self.completion(row, found.tokens[row, :n], found.logprobs[row, :n], found.finish_reason[row], trace(row))
-            for row, n in enumerate(found.lengths[: len(self.requests)])
+            self.completion(row, result.tokens[row, :n], result.logprobs[row, :n], result.finish_reason[row], trace(row))
+            for row, n in enumerate(result.lengths[: len(self.requests)])
         ]
 
     def detokenizer(self, row: int) -> Detokenizer:
-        return Detokenizer(self.loaded.tokenizer.vocabulary.bytes_of, self.requests[row].config.stops)
+        """A fresh detokenizer with the stop strings of a row."""
+        return Detokenizer(self.loaded.tokenizer.vocabulary.join, self.requests[row].config.stops)
+
+
+def _padded(rows: int) -> list[int]:
+    """Rows of a batch and, up to the next bucket, its first one again."""
+    return [*range(rows), *[0] * (bucket(rows, 1) - rows)]

@@ -19,7 +19,7 @@ from mechanex_jax.edits import Scope
 from mechanex_jax.engine import checks
 from mechanex_jax.engine.methods import METHODS, NEUTRAL, NEUTRAL_SUBSET, SamplingMethod, Sources, method
 from mechanex_jax.engine.parameters import Option, parameter, parameters_of
-from mechanex_jax.errors import Verbatim, expected
+from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.validation import flag, integer, number, text
 
 _MOST_CANDIDATES = 1024  # of determinantal sampling
@@ -221,10 +221,13 @@ class GenerationConfig:
     include_trace: bool = parameter(False, flag)
 
     def __post_init__(self) -> None:
-        chosen = method(self.sampling_method)
+        for name in _SINGLE:
+            if isinstance(value := getattr(self, name), (list, tuple)):
+                raise one_value(name, value)
+        chosen = self.method
         for name, declared in PARAMETERS.items():
             value = getattr(self, name)
-            if value is not None and declared.check is not None:
+            if value is not None and declared.check is not None and value is not declared.default:
                 declared.check(name, value)
         if self.policy is not None and self.policy_id is not None:
             raise expected("policy and policy_id", Verbatim("both"), "one at most", "Leave out the other.")
@@ -276,7 +279,7 @@ class GenerationConfig:
         """Whether the row runs through a policy: one that is named, or one made from its arguments."""
         return any(getattr(self, name) != declared.default for name, declared in PARAMETERS.items() if declared.needs_policy)
 
-    @property
+    @functools.cached_property
     def method(self) -> SamplingMethod:
         """The row's sampling method."""
         return method(self.sampling_method)
@@ -310,7 +313,7 @@ class GenerationConfig:
         named = tuple(self.ensemble_models or ()) or ((self.draft_model,) if self.draft_model is not None else ())
         return tuple(name for name in named if name != "default")
 
-    @property
+    @functools.cached_property
     def constraint_source(self) -> tuple[str, Any, bool] | None:
         """(kind, source, whitespace) of the row's constraint, if it has one."""
         for name, kind in _CONSTRAINT_KINDS.items():
@@ -318,7 +321,7 @@ class GenerationConfig:
                 return kind, value, self.json_whitespace
         return None
 
-    @property
+    @functools.cached_property
     def stops(self) -> tuple[str, ...]:
         """The row's stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
@@ -340,6 +343,14 @@ _CONSTRAINT_KINDS = {name: declared.constraint for name, declared in PARAMETERS.
 def argument_types() -> Mapping[str, Any]:
     """The types of all arguments, by name."""
     return typing.get_type_hints(GenerationConfig)
+
+
+_SINGLE = tuple(field.name for field in dataclasses.fields(GenerationConfig) if field.name not in LIST_TYPED)
+
+
+def one_value(name: str, value: Any) -> ArgumentError:
+    """The error for a list where one row has one value."""
+    return expected(name, value, "one value", "Use generate_batch for one value per prompt.")
 
 
 def per_row(arguments: Mapping[str, Any], rows: int) -> list[GenerationConfig]:

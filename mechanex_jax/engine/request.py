@@ -1,56 +1,107 @@
-"""From one prompt and its arguments to a request: routed, checked, tokenised, its vectors and constraint found."""
+"""`Request`: one row of a call, checked and tokenized, its constraint compiled; `Completion`: what comes back for it."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import warnings
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 from mechanex_jax.constraints import compiler
-from mechanex_jax.edits import RowSteering, Scope, parse_hook_point, parse_steering, scope
-from mechanex_jax.engine.batch import Request
+from mechanex_jax.constraints.token_index.build import Tables
+from mechanex_jax.edits import RowSteering, Scope, parse_hook_point, scope
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.loading import LoadedModel
 
-
-class Stored(Protocol):
-    """Where vectors and presets come from by name."""
-
-    def resolve(self, spec: str, model: LoadedModel) -> RowSteering:
-        """A stored vector, at strength 1."""
-        ...
-
-    def preset(self, name: str, strength: float, model: LoadedModel) -> RowSteering:
-        """A preset, at its own strength where 0 is asked for."""
-        ...
+Prompt: TypeAlias = str | Sequence[object]  # a text; with `chat=True` also a list of messages
 
 
-class Once:
-    """`Stored` for one call: each vector and preset is read once, however many rows ask for it."""
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One row: what to continue and how. Nothing in it can fail on account of its arguments any more.
 
-    def __init__(self, stored: Stored):
-        self.resolve, self.preset = functools.cache(stored.resolve), functools.cache(stored.preset)
+    Attributes:
+      tokens: ids of the prompt, at least one.
+      config: the row's arguments.
+      seed, index: the row draws from fold_in(key(seed), index).
+      steering: vectors and gates to add, strengths applied, or None.
+      constraint: tables for this model's vocabulary, or None.
+      forbidden: tables of the texts without the row's forbidden terms, or None.
+      partners: other models that the row asks for: its draft, or the further members of its ensemble.
+      members: where tokenizers of an ensemble differ, the same question to each of `partners`, in its own tokens.
+    """
+
+    tokens: tuple[int, ...]
+    config: GenerationConfig
+    seed: int = 0
+    index: int = 0
+    steering: RowSteering | None = None
+    constraint: Tables | None = None
+    forbidden: Tables | None = None
+    partners: tuple[LoadedModel, ...] = ()
+    members: tuple[Request, ...] = ()
+
+    @property
+    def loop(self) -> str:
+        """Name of the loop in `mechanex_jax.engine.runners` that runs it."""
+        return "text-vote" if self.members else self.config.loop
+
+    def trace(self, loaded: LoadedModel, completion: Completion) -> dict[str, object]:
+        """What `include_trace=True` keeps: what was asked, how it ended, and what the method has to tell."""
+        return {
+            "model": loaded.name,
+            "sampling_method": self.config.method.name,
+            "seed": self.seed,
+            "row": self.index,
+            "prompt_tokens": len(self.tokens),
+            "tokens": len(completion.tokens),
+            "finish_reason": completion.finish_reason,
+            "text": completion.text,
+            **completion.trace,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class Completion:
+    """A text with its tokens, which `details=True` returns.
+
+    Attributes:
+      text: the continuation, ended before a stop string.
+      tokens: ids generated, an end-of-sequence id and the tokens of a stop string included; of an ensemble with several
+        tokenizers, in that of the member whose text was chosen.
+      logprobs: of each token, under the model itself (temperature 1, before any transform).
+      finish_reason: "eos", "stop", "length", or "dead_end" where every token was forbidden.
+      trace: what the method has to tell besides; for beam search the other hypotheses.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    finish_reason: str
+    trace: Mapping[str, object] = dataclasses.field(default_factory=dict, compare=False)
 
 
 def prepare(
     loaded: LoadedModel,
-    prompt: Any,
+    prompt: Prompt,
     config: GenerationConfig,
+    *,
+    seed: int = 0,
+    index: int = 0,
     name: str = "prompt",
-    stored: Stored | None = None,
+    steering: RowSteering | None = None,
     partners: Sequence[LoadedModel] = (),
 ) -> Request:
-    """Tokenise one prompt, check it against the model, and compile what its arguments need compiled on the host.
+    """Tokenize one prompt, check it against the model, and compile what its arguments need compiled on the host.
 
     Args:
       loaded: the model.
       prompt: a text; with `config.chat` also a list of messages.
       config: the row's arguments.
+      seed, index: of the row's random key.
       name: what errors call the prompt.
-      stored: where vectors and presets come from.
+      steering: what `config.steering_vector` and `config.steering_preset` stand for, strengths applied, at all their layers.
       partners: the models that `config.draft_model` or `config.ensemble_models` name.
 
     Raises:
@@ -62,7 +113,9 @@ def prepare(
     return Request(
         tokens,
         config,
-        steering=_steering(loaded, config, stored, len(tokens)),
+        seed,
+        index,
+        steering=None if steering is None else _placed(steering, loaded, config, len(tokens)),
         constraint=_constraint(loaded, config, room),
         forbidden=_forbidden(loaded, config),
         partners=tuple(partners),
@@ -70,7 +123,7 @@ def prepare(
     )
 
 
-def _tokens(loaded: LoadedModel, prompt: Any, config: GenerationConfig, name: str) -> tuple[int, ...]:
+def _tokens(loaded: LoadedModel, prompt: Prompt, config: GenerationConfig, name: str) -> tuple[int, ...]:
     """The prompt as this model spells it, checked against what the model can read."""
     if not isinstance(prompt, str) and not (config.chat and isinstance(prompt, list)):
         raise expected(name, prompt, "a string (with chat=True also a list of messages)")
@@ -117,7 +170,7 @@ def _check_partners(loaded: LoadedModel, config: GenerationConfig, partners: Seq
 
 
 def _members(
-    loaded: LoadedModel, prompt: Any, config: GenerationConfig, name: str, partners: Sequence[LoadedModel]
+    loaded: LoadedModel, prompt: Prompt, config: GenerationConfig, name: str, partners: Sequence[LoadedModel]
 ) -> tuple[Request, ...]:
     """What the other members of an ensemble are asked, if not all of them have the loaded model's tokenizer; else nothing."""
     others = [partner for partner in partners if not same_tokens(loaded, partner)]
@@ -130,7 +183,7 @@ def _members(
     return tuple(_member(partner, prompt, config, name) for partner in partners)
 
 
-def _member(member: LoadedModel, prompt: Any, config: GenerationConfig, name: str) -> Request:
+def _member(member: LoadedModel, prompt: Prompt, config: GenerationConfig, name: str) -> Request:
     """The same question to another model: with its own chat template, and its own tables of the constraint."""
     try:
         tokens = _tokens(member, prompt, config, name)
@@ -141,59 +194,40 @@ def _member(member: LoadedModel, prompt: Any, config: GenerationConfig, name: st
     return Request(tokens, config, constraint=constraint, forbidden=forbidden)
 
 
-def _steering(loaded: LoadedModel, config: GenerationConfig, stored: Stored | None, prompt: int) -> RowSteering | None:
-    """What a row's vector and preset amount to, at the layers and positions asked for; `prompt` is the prompt's length."""
-    spec, strength = loaded.model.spec, config.steering_strength
-    found = None
-    if config.steering_vector is not None:
-        if strength == 0:
-            warnings.warn("steering_vector has no effect: steering_strength is 0, its default.", UserWarning, stacklevel=2)
-        if isinstance(config.steering_vector, str):
-            assert stored is not None, "whoever takes ids of vectors knows the store"
-            found = stored.resolve(config.steering_vector, loaded)
-        elif isinstance(config.steering_vector, RowSteering):
-            found = config.steering_vector
-        else:
-            found = parse_steering(config.steering_vector, spec.width, spec.layers)
-        found = found.scaled(strength)
-    if config.steering_preset is not None:
-        assert stored is not None, "whoever takes presets knows the store"
-        preset = stored.preset(config.steering_preset, strength, loaded)
-        found = preset if found is None else found + preset
-    if found is None:
-        return None
+def _placed(steering: RowSteering, loaded: LoadedModel, config: GenerationConfig, prompt: int) -> RowSteering:
+    """A row's steering at the layers and positions asked for; `prompt` is the prompt's length in tokens."""
     if config.steering_layers is not None:
-        found = found.only(_chosen_hook_points(found, config.steering_layers, spec.layers))
-    return dataclasses.replace(found, scope=_positions(config.steering_scope, prompt))
+        steering = steering.only(_chosen_hook_points(steering, config.steering_layers, loaded.model.spec.layers))
+    return dataclasses.replace(steering, scope=_positions(config.steering_scope, prompt))
 
 
-def _chosen_hook_points(found: RowSteering, wanted: Sequence[Any], layers: int) -> set[tuple[str, int]]:
-    """Which of a steering's vectors are at the layers asked for."""
-    allowed = {parse_hook_point(name, layers, "steering_layers", site="") for name in wanted}  # a bare number means every site
-    places = {(site, layer) for site, layer in found.hook_points if allowed & {(site, layer), ("", layer)}}
-    if not places:
-        there = ", ".join(f"{layer} ({site})" for site, layer in found.hook_points)
-        raise expected("steering_layers", list(wanted), f"some of the layers that are steered: {there}")
-    return places
+def _chosen_hook_points(steering: RowSteering, names: Sequence[object], layers: int) -> set[tuple[str, int]]:
+    """The hook points of a row's steering that are at the layers asked for."""
+    allowed = {parse_hook_point(name, layers, "steering_layers", site="") for name in names}  # a bare number: every site
+    chosen = {(site, layer) for site, layer in steering.hook_points if allowed & {(site, layer), ("", layer)}}
+    if not chosen:
+        there = ", ".join(f"{layer} ({site})" for site, layer in steering.hook_points)
+        raise expected("steering_layers", list(names), f"some of the layers that are steered: {there}")
+    return chosen
 
 
-def _positions(given: Any, prompt: int) -> Scope:
+def _positions(positions: str | slice | Scope, prompt: int) -> Scope:
     """A scope; the positions of a slice count from the beginning of the text."""
-    if not isinstance(given, slice):
-        return given if isinstance(given, Scope) else scope(given)
-    begin = {} if given.start is None else {"since": given.start - prompt}
-    end = {} if given.stop is None else {"below": given.stop}
+    if not isinstance(positions, slice):
+        return positions if isinstance(positions, Scope) else scope(positions)
+    begin = {} if positions.start is None else {"since": positions.start - prompt}
+    end = {} if positions.stop is None else {"below": positions.stop}
     return Scope(**begin, **end)
 
 
-def _forbidden(loaded: LoadedModel, config: GenerationConfig) -> Any:
+def _forbidden(loaded: LoadedModel, config: GenerationConfig) -> Tables | None:
     """The tables of the texts without a row's forbidden terms."""
     if not config.forbidden_terms:
         return None
     return compiler.compile_for("forbidden_terms", config.forbidden_terms, False, compiler.Target.of(loaded)).tables
 
 
-def _constraint(loaded: LoadedModel, config: GenerationConfig, room: int) -> Any:
+def _constraint(loaded: LoadedModel, config: GenerationConfig, room: int) -> Tables | None:
     """The tables of a row's constraint, which can be met within `room` tokens."""
     if config.constraint_source is None:
         return None

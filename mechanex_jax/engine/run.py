@@ -1,61 +1,50 @@
-"""Requests to completions: rows of a kind decode together, in micro-batches, and come back in order."""
+"""Requests to completions: rows that can decode together do, in micro-batches, and come back in order."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import partial
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
+from typing import TypeAlias
 
 from mechanex_jax import rows
-from mechanex_jax.edits import compose
-from mechanex_jax.engine.batch import Batch, Completion, Request
+from mechanex_jax.edits import Edit
+from mechanex_jax.engine.batch import Batch
+from mechanex_jax.engine.request import Completion, Request
 from mechanex_jax.engine.runners import RUNNERS, Runner
 from mechanex_jax.loading import LoadedModel
+from mechanex_jax.transforms import LogitsTransform
 
 MICRO_BATCH = 32
+OnRows: TypeAlias = Callable[[Sequence[int], Sequence[Completion]], None]
 
 
-@partial(jax.jit, static_argnames="impl")
-def _row_keys(seeds: jax.Array, indices: jax.Array, impl: str = "threefry2x32") -> jax.Array:
-    # By name: the "rbg" generator draws differently under vmap, and rows would depend on each other.
-    data = jnp.stack([jnp.zeros_like(seeds), seeds], axis=-1)
-    return jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(data, impl=impl), indices)
-
-
-def row_keys(seeds: Sequence[int], indices: Sequence[int]) -> jax.Array:
-    """fold_in(key(seed), index) for each pair; typed keys [B]."""
-    return _row_keys(np.asarray(seeds, np.uint32), np.asarray(indices, np.uint32))
+def ignore(indices: Sequence[int], completions: Sequence[Completion]) -> None:
+    """Do nothing with rows that are done: the neutral `on_rows`."""
 
 
 def run(
     loaded: LoadedModel,
     requests: Sequence[Request],
-    keys: jax.Array,
     *,
-    transform: Any = None,
-    edits: Any = None,
+    transform: LogitsTransform | None = None,
+    edits: tuple[Edit, ...] = (),
     micro_batch: int = MICRO_BATCH,
-    on_rows: Callable[[Sequence[int], Sequence[Completion]], None] = lambda indices, completions: None,
+    on_rows: OnRows = ignore,
 ) -> list[Completion]:
     """Decode all requests, in micro-batches of rows of like length, and return them in the order given.
 
     Args:
       loaded: the model.
       requests: any number of rows; their methods may differ.
-      keys: typed keys, one per request.
       transform: a LogitsTransform to apply after the method's; its fields hold one value or one per request.
       edits: edits to apply after the steering vectors.
       micro_batch: rows of a loop that decode together; memory is bounded by it.
       on_rows: called with the indices and completions of each micro-batch as it ends.
     """
-    own, total = (transform, compose(edits)), len(requests)
+    caller, total = (transform, edits), len(requests)
     done: list[Completion | None] = [None] * len(requests)
     for runner, chosen in _micro_batches(requests, micro_batch):
-        batch = Batch(loaded, [requests[i] for i in chosen], keys[np.array(chosen)], *rows.take_rows(own, chosen, total))
+        chosen_rows = [requests[index] for index in chosen]
+        batch = Batch.of(loaded, chosen_rows, *(rows.take_rows(caller, chosen, total) if any(caller) else caller))
         completions = runner.run(batch)
         for index, completion in zip(chosen, completions, strict=True):
             done[index] = completion
@@ -67,18 +56,19 @@ def _micro_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[Run
     """Rows that can decode together, alike in steps first, then in prompt length: they then waste little on each other."""
     groups: dict[tuple[str, Hashable], list[int]] = {}
     for index, request in enumerate(requests):
-        group = RUNNERS[request.loop].group(request.config)
-        groups.setdefault((request.loop, group), []).append(index)
-    for members in groups.values():
-        first_of = requests[members[0]]
-        runner = RUNNERS[first_of.loop]
-        step = max(1, size // runner.width(first_of.config))
+        loop = request.loop
+        groups.setdefault((loop, RUNNERS[loop].group(request.config)), []).append(index)
+    for (loop, _), members in groups.items():
+        runner = RUNNERS[loop]
+        step = max(1, size // runner.width(requests[members[0]].config))
         order = sorted(members, key=lambda i: (requests[i].config.max_tokens, len(requests[i].tokens)))
         for first in range(0, len(order), step):
             yield runner, order[first : first + step]
 
 
-def stream(loaded: LoadedModel, request: Request, key: jax.Array, *, transform: Any = None, edits: Any = None) -> Iterator[str]:
+def stream(
+    loaded: LoadedModel, request: Request, *, transform: LogitsTransform | None = None, edits: tuple[Edit, ...] = ()
+) -> Iterator[str]:
     """The text of one request in final pieces; joined, they are the text that `run` returns."""
     runner = RUNNERS[request.loop]
-    return runner.stream(runner, Batch(loaded, [request], key[None], transform, compose(edits)))
+    return runner.stream(runner, Batch.of(loaded, [request], transform, edits))

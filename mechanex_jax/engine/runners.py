@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from mechanex_jax import loops
-from mechanex_jax.engine.batch import Batch, Completion
+from mechanex_jax.engine.batch import Batch
 from mechanex_jax.engine.config import GenerationConfig
+from mechanex_jax.engine.request import Completion
 from mechanex_jax.engine.text_vote import text_vote
 
 

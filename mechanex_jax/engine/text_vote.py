@@ -15,7 +15,8 @@ import numpy as np
 
 from mechanex_jax import loops
 from mechanex_jax.checkpoints import Tokenizer
-from mechanex_jax.engine.batch import Batch, Completion
+from mechanex_jax.engine.batch import Batch
+from mechanex_jax.engine.request import Completion
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.loops.prefill import bucket
 

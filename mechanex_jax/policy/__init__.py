@@ -3,6 +3,7 @@
 The functions of this module work on the default session; `Mechanex(...).policy` has the same ones for a session of its own.
 """
 
+from mechanex_jax import session, steering
 from mechanex_jax.policy.presets import (
     diverse_chatbot,
     ensemble_vote,
@@ -14,7 +15,7 @@ from mechanex_jax.policy.sandbox.runner import TestResult, UnitTestRunner, run_u
 from mechanex_jax.policy.service import Policies
 from mechanex_jax.storage.json_store import JsonStore, StoreError
 
-default = Policies()
+default = Policies(session.default, steering.default)
 auto_tune = default.auto_tune
 clone_preset = default.clone_preset
 compare = default.compare

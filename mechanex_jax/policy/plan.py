@@ -6,8 +6,6 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from mechanex_jax.edits import RowSteering
 from mechanex_jax.engine.config import METHOD_ARGUMENTS, PARAMETERS, GenerationConfig
 from mechanex_jax.engine.methods import method
@@ -20,11 +18,6 @@ _EVERYTHING = 2**31 - 1  # top_k = None
 _SAMPLING = tuple(
     name for name, declared in PARAMETERS.items() if declared.policy == f"sampling.{name}" and not declared.needs_policy
 )
-
-
-def candidate_seed(seed: int, round: int, slot: int) -> int:
-    """Of a candidate; the first one's is the run's own, so that it draws as `generate` does with that seed."""
-    return seed if round == slot == 0 else int(np.random.SeedSequence([seed, round, slot]).generate_state(1)[0])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,10 +8,11 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
-from mechanex_jax.engine.batch import Completion
 from mechanex_jax.engine.config import GenerationConfig
+from mechanex_jax.engine.request import Completion
+from mechanex_jax.engine.seeds import candidate_seed
 from mechanex_jax.policy import repair_prompts
-from mechanex_jax.policy.plan import Plan, candidate_seed
+from mechanex_jax.policy.plan import Plan
 from mechanex_jax.policy.verifiers import agreement
 
 ACCEPTED = 0.5  # the least score

@@ -5,24 +5,29 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
-from mechanex_jax.edits import parse_steering
-from mechanex_jax.engine.calls import Given, row_seed, seeds_of
+from mechanex_jax.edits import Edit, RowSteering, parse_steering
 from mechanex_jax.engine.config import GenerationConfig
+from mechanex_jax.engine.request import Prompt
 from mechanex_jax.engine.run import MICRO_BATCH
+from mechanex_jax.engine.seeds import fresh, row_seeds, text_seed
 from mechanex_jax.errors import Verbatim, expected
+from mechanex_jax.loading import LoadedModel
 from mechanex_jax.policy import controls, merge, tuning
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.plan import Plan, preset_strength, vector_of
 from mechanex_jax.policy.rounds import Outcome
-from mechanex_jax.policy.runner import Driver
+from mechanex_jax.policy.runner import PolicyRunner
 from mechanex_jax.policy.sandbox.runner import UnitTestRunner, run_unit_tests
 from mechanex_jax.policy.saved import Library
 from mechanex_jax.progress import bar as progress_bar
+from mechanex_jax.session import Session
 from mechanex_jax.steering.methods import METHODS as STEERING_METHODS
 from mechanex_jax.steering.presets import PRESETS
+from mechanex_jax.steering.service import Steering
 from mechanex_jax.storage.json_store import JsonStore
+from mechanex_jax.transforms import LogitsTransform
 from mechanex_jax.validation import check_seed, integer
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)} | {"model": None}
@@ -30,32 +35,21 @@ _ANYWHERE = ("default", None)
 _OF_THE_CALL = ("policy", "policy_id", "include_trace")  # of no candidate's
 
 
-@runtime_checkable
-class Session(Protocol):
-    """What policies ask of the runtime."""
-
-    generation: Any
-    steering: Any
-
-    def local_model(self, name: str | None) -> Any:
-        """The loaded model to run on, after routing; raises where the call belongs elsewhere."""
-        ...
-
-
 class Policies(Library):
-    """Policies in one session.
+    """Policies of one session: run, compared, evaluated, tuned, kept.
 
     Args:
-      session: whose models and generation are used.
+      session: holds the models to run on.
+      steering: knows vectors and presets by name.
       store, presets: see `Library`.
 
     Attributes:
       run_tests: runs generated code with unit tests, see `UnitTestRunner`; one's own may take its place.
     """
 
-    def __init__(self, session: Session | None = None, store: JsonStore | None = None, presets: JsonStore | None = None):
+    def __init__(self, session: Session, steering: Steering, store: JsonStore | None = None, presets: JsonStore | None = None):
         super().__init__(store, presets)
-        self.session = session
+        self.session, self.steering = session, steering
         self.run_tests: UnitTestRunner = run_unit_tests
 
     # --- run ---
@@ -113,7 +107,8 @@ class Policies(Library):
         if isinstance(policies, (str, Mapping)) or not isinstance(policies, Sequence) or not policies:
             raise expected("policies", policies, "a list of policies, at least one")
         found = [self._read(policy, f"policies[{i}]") for i, policy in enumerate(policies)]
-        seed = seeds_of(seed, 1)[0][0]
+        check_seed(seed)
+        seed = fresh(seed)
         outcomes = self._outcomes([prompt] * len(found), found, model, max_new_tokens, [seed] * len(found), chat)
         return {"results": [outcome.described(True) for outcome in outcomes]}
 
@@ -194,39 +189,54 @@ class Policies(Library):
         integer(1)("max_trials", max_trials)
         integer(1)("max_new_tokens", max_new_tokens)
         check_seed(seed)
-        seed = seeds_of(seed, 1)[0][0]
+        seed = fresh(seed)
         shown = sys.stderr.isatty() if progress is None else progress
 
         def tried(policy: Policy, chosen: Sequence[int]) -> dict[str, Any]:
-            seeds = [row_seed(seed, index) for index in chosen]
+            seeds = [text_seed(seed, index) for index in chosen]
             own = [given[index] for index in chosen]
             outcomes = self._outcomes(own, [policy] * len(own), model, max_new_tokens, seeds, chat, False, batch_size)
             return tuning.evaluation([outcome.described(False) for outcome in outcomes])
 
-        session = self._session
-        names, others = [f"prompts[{row}]" for row in range(len(given))], {"max_tokens": max_new_tokens, "chat": chat}
-        rows = Given(None, given, [GenerationConfig()] * len(given), names, [0] * len(given), [0] * len(given))
+        names, others = _names(len(given)), {"max_tokens": max_new_tokens, "chat": chat}
 
         def check(policy: Policy) -> None:
-            loaded = session.local_model(self._model_of(policy, model))
-            Driver(session.generation, dataclasses.replace(rows, loaded=loaded), [Plan(policy, others)] * len(given))
+            loaded = self.session.local_model(self._model_of(policy, model))
+            plans = [Plan(policy, others)] * len(given)
+            PolicyRunner(self.steering.requests(loaded), given, plans, [0] * len(given), names)
 
         with progress_bar("Tuning", enabled=shown, unit="trials") as report:
             return tuning.search(base, search_space, max_trials, len(given), seed, tried, report, check)
 
     # --- for generate ---
 
-    def prepare(self, given: Given) -> Driver:
-        """Rows of `generate` that go through a policy: their own, or one made of their arguments.
+    def prepare(
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[Prompt],
+        configs: Sequence[GenerationConfig],
+        seeds: Sequence[tuple[int, int]],
+        names: Sequence[str],
+        transform: LogitsTransform | None,
+        edits: tuple[Edit, ...],
+    ) -> PolicyRunner:
+        """A runner of rows of `generate` that go through a policy: their own, or one made of their arguments.
+
+        Args:
+          loaded: the model.
+          prompts, configs, names: of each row; `names` are what errors call the prompts.
+          seeds: (seed, index) of each row.
+          transform, edits: the caller's own; their fields hold one value, or one per row.
 
         Raises:
           ArgumentError: an argument and the policy disagree, or as `run`.
         """
-        plans = [self._plan_of(config, given.loaded) for config in given.configs]
-        seeds = [row_seed(seed, index) for seed, index in zip(given.seeds, given.indices, strict=True)]
-        return Driver(self._session.generation, dataclasses.replace(given, seeds=seeds), plans, self.run_tests)
+        plans = [self._plan_of(config, loaded) for config in configs]
+        first = [text_seed(seed, index) for seed, index in seeds]
+        own = {"transform": transform, "edits": edits, "run_tests": self.run_tests}
+        return PolicyRunner(self.steering.requests(loaded), prompts, plans, first, names, **own)
 
-    def _plan_of(self, config: GenerationConfig, loaded: Any) -> Plan:
+    def _plan_of(self, config: GenerationConfig, loaded: LoadedModel) -> Plan:
         """A row's policy, with what it leaves out filled by the row's arguments."""
         named = self.get(config.policy_id) if config.policy_id is not None else config.policy
         own = {name: getattr(config, name) for name in _DEFAULTS if hasattr(config, name)}
@@ -240,13 +250,13 @@ class Policies(Library):
         others = {name: value for name, value in own.items() if name not in (*fields, *_OF_THE_CALL)}
         return Plan(found, others, self._steering(found, loaded))
 
-    def _steering(self, policy: Policy, loaded: Any) -> Any:
+    def _steering(self, policy: Policy, loaded: LoadedModel) -> RowSteering | None:
         """What steers, where the policy names a method that is not what it would be without; else None.
 
         Raises:
           ArgumentError: the stored vector was made by another method.
         """
-        steering, store = policy.steering, self._session.steering
+        steering, store = policy.steering, self.steering
         if "method" not in (policy.given.get("steering") or {}):
             return None
         if steering.vector_id is not None:
@@ -261,11 +271,6 @@ class Policies(Library):
             return found + store.resolve(vector, loaded).scaled(steering.strength)
         spec = loaded.model.spec
         return found if vector is None else found + parse_steering(vector, spec.width, spec.layers).scaled(steering.strength)
-
-    @property
-    def _session(self) -> Session:
-        assert self.session is not None, "the runtime gives every Policies its session"
-        return self.session
 
     # --- helpers ---
 
@@ -298,23 +303,19 @@ class Policies(Library):
         """Each prompt under its policy; those of one model in step."""
         integer(1)("max_new_tokens", max_new_tokens)
         integer(1)("batch_size", batch_size)
-        seeds = [row_seed(*pair) for pair in zip(*seeds_of(seed, len(prompts)), strict=True)]
-        session = self._session
+        seeds = [text_seed(*pair) for pair in row_seeds(seed, len(prompts))]
         others = {"max_tokens": max_new_tokens, "chat": chat}
-        groups: dict[int, tuple[Any, list[int]]] = {}
+        groups: dict[int, tuple[LoadedModel, list[int]]] = {}
         for row, policy in enumerate(policies):
-            loaded = session.local_model(self._model_of(policy, model))
+            loaded = self.session.local_model(self._model_of(policy, model))
             groups.setdefault(id(loaded), (loaded, []))[1].append(row)
-        names = [f"prompts[{row}]" if len(prompts) > 1 else "prompt" for row in range(len(prompts))]
-        configs = [GenerationConfig()] * len(prompts)  # the driver's plans say
-        given = Given(None, prompts, configs, names, seeds, [0] * len(prompts))
-        drivers = []
+        names = _names(len(prompts))
+        runners = []
         for loaded, rows in groups.values():
             distinct = {id(policies[row]): policies[row] for row in rows}
             plans = {key: Plan(policy, others, self._steering(policy, loaded)) for key, policy in distinct.items()}
-            own = dataclasses.replace(given.take(rows), loaded=loaded)
-            chosen = [plans[id(policies[row])] for row in rows]
-            drivers.append((rows, Driver(session.generation, own, chosen, self.run_tests)))
+            columns = zip(*((prompts[row], plans[id(policies[row])], seeds[row], names[row]) for row in rows), strict=True)
+            runners.append((rows, PolicyRunner(self.steering.requests(loaded), *columns, run_tests=self.run_tests)))
         found: dict[int, Outcome] = {}
         with progress_bar("Running", enabled=progress, unit="prompts") as report:
 
@@ -324,8 +325,8 @@ class Policies(Library):
                 report(finished, len(prompts))
 
             finished = 0
-            for rows, driver in drivers:
-                found |= dict(zip(rows, driver.outcomes(micro_batch=batch_size, on_done=done), strict=True))
+            for rows, runner in runners:
+                found |= dict(zip(rows, runner.outcomes(micro_batch=batch_size, on_done=done), strict=True))
         return [found[row] for row in range(len(prompts))]
 
     @staticmethod
@@ -335,3 +336,8 @@ class Policies(Library):
         if len(named) > 1:
             raise expected("model", model, f"{policy.model.model!r}, as the policy's model.model", "Leave one of them out.")
         return next(iter(named), None)
+
+
+def _names(count: int) -> list[str]:
+    """What errors call each of several prompts."""
+    return [f"prompts[{row}]" for row in range(count)] if count > 1 else ["prompt"]

@@ -3,6 +3,7 @@
 The functions of this module work on the default session; `Mechanex(...).steering` has the same ones for a session of its own.
 """
 
+from mechanex_jax import session
 from mechanex_jax.steering.evaluation import Evaluation
 from mechanex_jax.steering.methods import METHODS
 from mechanex_jax.steering.presets import PRESETS
@@ -10,7 +11,7 @@ from mechanex_jax.steering.service import Steering
 from mechanex_jax.steering.store import Store
 from mechanex_jax.steering.vector import SteeringVector, VectorError
 
-default = Steering()
+default = Steering(session.default)
 add = default.add
 delete = default.delete
 describe = default.describe

@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import json
 import warnings
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
+from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import MechanexError, expected
 from mechanex_jax.progress import Report, silent
 
@@ -18,6 +19,8 @@ SCHEMA = {
     "required": ["prompt", "positive", "negative"],
     "additionalProperties": False,
 }
+# (prompts, configuration of all, seed of each) -> texts
+Writer: TypeAlias = Callable[[Sequence[str], GenerationConfig, Sequence[int]], Sequence[str]]
 _ATTEMPTS = 4  # generations per pair that is asked for, at most
 _MAX_TOKENS = 400
 # One per request, in turn: without them a small model asks the same question again and again.
@@ -88,17 +91,20 @@ def parse(text: str) -> dict[str, str] | str:
 
 
 def generate_pairs(
-    session: Any,
+    write: Writer,
     persona_name: str,
     persona_description: str,
     num_pairs: int,
     batch_size: int,
     *,
-    model: str | None,
     seed: int,
     report: Report = silent,
 ) -> dict[str, Any]:
-    """See `Steering.generate_pairs`."""
+    """Ask for pairs until there are enough; see `Steering.generate_pairs`.
+
+    Args:
+      write: texts for prompts under one configuration, each drawn with its own seed.
+    """
     if not isinstance(persona_name, str) or not persona_name.strip():
         raise expected("persona_name", persona_name, "a word or a phrase, such as 'honest'")
     if not isinstance(persona_description, str):
@@ -106,6 +112,9 @@ def generate_pairs(
     for name, value in (("num_pairs", num_pairs), ("batch_size", batch_size)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise expected(name, value, "a whole number, at least 1")
+    config = GenerationConfig(
+        max_tokens=_MAX_TOKENS, sampling_method="top-p", temperature=0.9, top_p=0.95, json_schema=SCHEMA, chat=True
+    )
     pairs: list[dict[str, str]] = []
     seen: set[str] = set()
     dropped: collections.Counter[str] = collections.Counter()
@@ -113,16 +122,10 @@ def generate_pairs(
     while len(pairs) < num_pairs and asked < _ATTEMPTS * num_pairs:
         turn = range(asked, asked + min(batch_size, _ATTEMPTS * num_pairs - asked))
         asked += len(turn)
-        texts = session.generation.generate_batch(
+        texts = write(
             [request(persona_name.strip(), persona_description, _TOPICS[index % len(_TOPICS)]) for index in turn],
-            max_tokens=_MAX_TOKENS,
-            sampling_method="top-p",
-            temperature=0.9,
-            top_p=0.95,
-            json_schema=SCHEMA,
-            chat=True,
-            seed=[(seed + index) % 2**32 for index in turn],
-            model=model,
+            config,
+            [(seed + index) % 2**32 for index in turn],
         )
         for text in texts:
             pair = parse(text)

@@ -8,13 +8,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mechanex_jax import edits
-from mechanex_jax.errors import NotLocalError, expected
+from mechanex_jax.engine.config import GenerationConfig, per_row
+from mechanex_jax.engine.run import MICRO_BATCH, run
+from mechanex_jax.engine.seeds import row_seeds
+from mechanex_jax.errors import NotLocalError, Verbatim, expected
+from mechanex_jax.loading import LoadedModel
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.steering import evaluation, plots
 from mechanex_jax.steering import examples as data
 from mechanex_jax.steering import pairs as pair_writer
 from mechanex_jax.steering.making import VectorMaker, show_progress
 from mechanex_jax.steering.reference_texts import TEXTS
+from mechanex_jax.steering.requests import RequestBuilder
 from mechanex_jax.validation import check_seed
 
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -24,7 +29,7 @@ class Steering(VectorMaker):
     """Steering vectors in one session: made, kept, measured.
 
     Args:
-      session: whose models and generation are used.
+      session: holds the models that vectors are made for and texts are continued by.
       store: where vectors are kept; None is the user's data folder.
     """
 
@@ -58,11 +63,20 @@ class Steering(VectorMaker):
           ArgumentError: a bad argument. MechanexError: not one generation was usable.
         """
         check_seed(seed)
-        assert self.session is not None, "the runtime gives every Steering its session"
-        options = {"model": model, "seed": seed or 0}
         with progress_bar("Writing pairs", enabled=show_progress(progress), unit="pairs") as report:
+
+            def write(prompts: Sequence[str], config: GenerationConfig, seeds: Sequence[int]) -> Sequence[str]:
+                rows = [(value, 0) for value in seeds]
+                return self._complete(self._loaded(model), prompts, [config] * len(prompts), rows)
+
             return pair_writer.generate_pairs(
-                self.session, persona_name, persona_description, num_pairs, batch_size, report=report, **options
+                write,
+                persona_name,
+                persona_description,
+                num_pairs,
+                batch_size,
+                seed=seed or 0,
+                report=report,
             )
 
     def evaluate(
@@ -123,7 +137,7 @@ class Steering(VectorMaker):
             measured = evaluation.measure(loaded, steering, found, answers, other, report=report)
         if not asked:
             return measured
-        continued = self._continue(asked, steering, found, model, chat=chat, max_tokens=max_tokens)
+        continued = self._continue(loaded, asked, steering, found, chat=chat, max_tokens=max_tokens)
         return dataclasses.replace(measured, prompts=asked, texts=continued)
 
     def texts(
@@ -141,29 +155,67 @@ class Steering(VectorMaker):
           steering_vector_id: an id, or {layer: vector}.
           prompts: at least one.
           strengths: any number; all rows decode together.
-          model, options: as for `generate_batch`.
+          model: which loaded model; None is the one loaded last.
+          options: `seed`, `batch_size`, and the arguments of `generate_batch` that take one decoding.
 
         Raises:
           As `resolve` and `generate_batch`.
         """
-        steering = self.resolve(steering_vector_id, self._loaded(model))
-        return self._continue(
-            data.check_texts("prompts", prompts), steering, evaluation.check_strengths(strengths), model, **options
+        loaded = self._loaded(model)
+        steering, checked = self.resolve(steering_vector_id, loaded), evaluation.check_strengths(strengths)
+        return self._continue(loaded, data.check_texts("prompts", prompts), steering, checked, **options)
+
+    def requests(self, loaded: LoadedModel) -> RequestBuilder:
+        """A builder of requests that knows this service's vectors and presets, and the session's models."""
+        return RequestBuilder(
+            loaded,
+            resolve=lambda id: self.resolve(id, loaded),
+            preset=lambda name, strength: self.preset(name, strength, loaded),
+            partners=lambda names: self.session.partners(names, beside=loaded),
         )
 
+    def _complete(
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[str],
+        configs: Sequence[GenerationConfig],
+        seeds: Sequence[tuple[int, int]],
+        *,
+        edits: tuple[edits.Edit, ...] = (),
+        batch_size: int = MICRO_BATCH,
+    ) -> list[str]:
+        """The texts of rows that decode once.
+
+        Raises:
+          ArgumentError: a row that would need a policy.
+        """
+        for config in configs:
+            if config.needs_policy:
+                raise expected("options", Verbatim("an argument that needs a policy"), "arguments of one decoding")
+        builder, numbered = self.requests(loaded), enumerate(zip(prompts, configs, seeds, strict=True))
+        requests = [
+            builder.build(prompt, config, seed=seed, index=index, name=f"prompts[{row}]")
+            for row, (prompt, config, (seed, index)) in numbered
+        ]
+        return [completion.text for completion in run(loaded, requests, edits=edits, micro_batch=batch_size)]
+
     def _continue(
-        self, prompts: Sequence[str], steering: edits.RowSteering, strengths: Sequence[float], model: Any, **options: Any
+        self,
+        loaded: LoadedModel,
+        prompts: Sequence[str],
+        steering: edits.RowSteering,
+        strengths: Sequence[float],
+        *,
+        seed: int | Sequence[int | None] | None = None,
+        batch_size: int = MICRO_BATCH,
+        **options: Any,
     ) -> tuple[tuple[str, ...], ...]:
-        assert self.session is not None, "the runtime gives every Steering its session"
-        width = self._loaded(model).model.spec.width
-        rows = [steering.scaled(strength) for _ in prompts for strength in strengths]
-        texts = self.session.generation.generate_batch(
-            [prompt for prompt in prompts for _ in strengths],
-            sampling_method="greedy",
-            edits=edits.steering(rows, width),
-            model=model,
-            **options,
-        )
+        """Greedy continuations of each prompt at each strength; all rows decode together."""
+        rows = [prompt for prompt in prompts for _ in strengths]
+        configs = per_row({"sampling_method": "greedy", **options}, len(rows))
+        steered = [steering.scaled(strength) for _ in prompts for strength in strengths]
+        added = edits.steering(steered, loaded.model.spec.width)
+        texts = self._complete(loaded, rows, configs, row_seeds(seed, len(rows)), edits=added, batch_size=batch_size)
         return tuple(tuple(texts[first : first + len(strengths)]) for first in range(0, len(texts), len(strengths)))
 
     def plot(

@@ -4,43 +4,33 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 
 from mechanex_jax import edits
+from mechanex_jax.loading import LoadedModel
+from mechanex_jax.session import Session
 from mechanex_jax.steering import formats
 from mechanex_jax.steering.store import Store
 from mechanex_jax.steering.vector import from_mapping
-
-
-@runtime_checkable
-class Session(Protocol):
-    """What steering asks of the runtime."""
-
-    generation: Any
-
-    def local_model(self, name: str | None) -> Any:
-        """The loaded model to run on, after routing; raises where the call belongs elsewhere."""
-        ...
 
 
 class SavedVectors:
     """The steering vectors of one session: kept by id, read from and written to files.
 
     Args:
-      session: whose models and generation are used.
+      session: holds the models.
       store: where vectors are kept; None is the user's data folder.
     """
 
-    def __init__(self, session: Session | None = None, store: Store | None = None):
+    def __init__(self, session: Session, store: Store | None = None):
         self.session = session
         self.store = store or Store()
 
-    def _loaded(self, model: Any) -> Any:
+    def _loaded(self, model: LoadedModel | str | None) -> LoadedModel:
         if model is not None and not isinstance(model, str):
             return model
-        assert self.session is not None, "the runtime gives every Steering its session"
         return self.session.local_model(model)
 
     def add(

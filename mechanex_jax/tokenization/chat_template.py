@@ -23,7 +23,7 @@ def default_template(stored: str | Sequence[Mapping[str, str]] | None) -> str | 
 
 def render(
     template: str | None,
-    messages: str | Sequence[Mapping[str, Any]],
+    messages: str | Sequence[object],
     add_generation_prompt: bool,
     named_tokens: Mapping[str, str],
 ) -> str:
@@ -60,13 +60,15 @@ def render(
         ) from error
 
 
-def _checked(messages: str | Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _checked(messages: str | Sequence[object]) -> list[dict[str, Any]]:
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
+    checked = []
     for message in messages:
         if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
             raise expected("messages", message, 'a text, or a list of {"role": ..., "content": ...}')
-    return [dict(message) for message in messages]
+        checked.append(dict(message))
+    return checked
 
 
 @functools.lru_cache(maxsize=16)

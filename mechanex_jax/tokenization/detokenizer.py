@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 
 class Detokenizer:
-    """Feed it tokens as they come; what it returns, joined, is the text, however the tokens were cut into calls.
+    """Turns tokens into text as they come; the pieces, joined, are the text, however the tokens were cut into calls.
 
     Bytes that are no valid UTF-8 become U+FFFD. The text ends before the earliest stop string.
+
+    Args:
+      join: the bytes of a sequence of tokens, such as `Vocabulary.join`.
+      stops: stop strings.
     """
 
-    def __init__(self, bytes_of, stops: Sequence[str] = ()):
-        self._bytes_of, self._stops = bytes_of, tuple(stops)
+    def __init__(self, join: Callable[[Iterable[int]], bytes], stops: Sequence[str] = ()):
+        self._join, self._stops = join, tuple(stops)
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.stopped = False
@@ -22,7 +26,7 @@ class Detokenizer:
         """The text that became final with these tokens; with `last`, everything that is left."""
         if self.stopped:
             return ""
-        self._held += self._decoder.decode(b"".join(self._bytes_of(int(token)) for token in tokens), last)
+        self._held += self._decoder.decode(self._join(tokens), last)
         hits = [at for at in map(self._held.find, self._stops) if at >= 0]
         if hits:
             self.stopped = True

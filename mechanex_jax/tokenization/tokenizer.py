@@ -93,7 +93,7 @@ class Tokenizer:
         """
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_chat(self, messages: str | Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: str | Sequence[object]) -> list[int]:
         """The ids of a conversation up to where the model's answer begins.
 
         Args:
@@ -101,7 +101,7 @@ class Tokenizer:
         """
         return self.encode(self.apply_chat_template(messages), add_special_tokens=False)
 
-    def apply_chat_template(self, messages: str | Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, messages: str | Sequence[object], *, add_generation_prompt: bool = True) -> str:
         """The conversation as the one text that the model was trained on.
 
         Args:

@@ -16,7 +16,7 @@ import pytest
 from jobfiles import COMMAND, ENVIRONMENT, read, work, write
 from typer.testing import CliRunner
 
-from mechanex_jax import cli
+from mechanex_jax import cli, loading
 from mechanex_jax.cli import base, options
 from mechanex_jax.cli.job import DEFAULTS
 
@@ -174,7 +174,7 @@ def test_models_lists_the_catalogue_and_what_is_here(smollm2_folder):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_models_tells_the_memory_that_a_model_takes_once_loaded(mx, dtype):
     entry = json.loads(run("models", "--json").stdout)[0]
-    weights = mx.runtime.loading.load(entry["name"], dtype=dtype).model.params
+    weights = loading.load(entry["name"], dtype=dtype).model.params
     assert entry["memory"][dtype] == sum(np.asarray(array).nbytes for array in weights)
     line = next(line for line in run("models").stdout.splitlines() if entry["name"] in line)
     assert "538.1 MB (16-bit: 269.0 MB)" in line and entry["description"] in line

@@ -7,9 +7,10 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from mechanex_jax import cli
+from mechanex_jax import cli, policy
 from mechanex_jax.cli import base
 from mechanex_jax.policy import Policies, controls, presets, tuning
+from mechanex_jax.session import Session
 
 TWO = {"name": "two digits", "constraints": {"regex_pattern": "[1-9][0-9]"}, "optimization": {"retry_on_failure": 0}}
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
@@ -83,7 +84,7 @@ class Machine(Policies):
 
 @pytest.fixture
 def machine(monkeypatch):
-    found = Machine()
+    found = Machine(Session(), policy.default.steering)
     monkeypatch.setattr(base, "start", found.start)
     return found
 
@@ -157,7 +158,7 @@ def test_tune_shows_the_trials_the_best_policy_and_a_picture(machine, two, tmp_p
     best = json.loads(result.stdout.split("Best policy:\n")[1].split("\n\nSaved")[0])
     assert best == {**TWO, "sampling": {"temperature": 1.0, "method": "top-p"}}
     saved = result.stdout.split("Saved as ")[1].strip()
-    assert Policies().get(saved) == {**best, "id": saved}
+    assert policy.default.get(saved) == {**best, "id": saved}
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import mechanex_jax
-from mechanex_jax.engine import run
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.methods import METHODS
+from mechanex_jax.engine.seeds import row_keys
 from mechanex_jax.errors import ArgumentError, ModelNotFoundError
 from mechanex_jax.tokenization.detokenizer import Detokenizer
 
@@ -120,7 +120,7 @@ def test_one_seed_counts_rows_and_row_zero_is_generate(mx):
     batch = mx.generation.generate_batch([PROMPTS[0]] * 4, seed=9, **arguments)
     assert batch[0] == mx.generation.generate(PROMPTS[0], seed=9, **arguments)
     assert len(set(batch)) > 1
-    keys = run.row_keys([9] * 4, range(4))
+    keys = row_keys([(9, index) for index in range(4)])
     assert (keys == jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(9, impl="threefry2x32"), np.arange(4))).all()
 
 
@@ -331,7 +331,7 @@ def test_an_unknown_mode_or_an_empty_key_is_refused(session):
 
 
 def test_models_are_kept_by_name_and_freed(session, mx, loaded):
-    session._models["first"] = loaded
+    session.session._models["first"] = loaded
     assert session.local_model() is loaded is session.local_model("first")
     session.unload("first")
     with pytest.raises(ModelNotFoundError):
@@ -343,11 +343,12 @@ def test_models_are_kept_by_name_and_freed(session, mx, loaded):
 
 @given(st.lists(st.binary(max_size=5), max_size=12), st.lists(st.text("ab é", min_size=1, max_size=4), max_size=3))
 def test_pieces_join_to_the_same_text_however_tokens_are_cut(words, stops):
-    whole = Detokenizer(words.__getitem__, stops).push(range(len(words)), last=True)
+    join = lambda tokens: b"".join(words[token] for token in tokens)
+    whole = Detokenizer(join, stops).push(range(len(words)), last=True)
     text = b"".join(words).decode(errors="replace")
     cut = min((at for at in map(text.find, stops) if at >= 0), default=len(text))
     assert whole == text[:cut]
-    one = Detokenizer(words.__getitem__, stops)
+    one = Detokenizer(join, stops)
     pieces = [one.push([token]) for token in range(len(words))] + [one.push((), last=True)]
     assert "".join(pieces) == whole
 

@@ -24,7 +24,7 @@ SCHEMA = {
 @pytest.fixture(scope="module")
 def small(mx, loaded):
     """A second model with the same tokenizer: the last layers of the default one, under a name of its own."""
-    session = mx.runtime.default
+    session = mx.runtime.default.session
     other = dataclasses.replace(loaded, name="small", model=activations.tail(loaded.model, 24), fingerprint="small")
     session._models = {"small": other, **session._models}
     yield other
@@ -119,7 +119,7 @@ def test_bad_input_is_refused_before_anything_compiles(mx, small, loaded, compil
     class Other:
         vocabulary = type("Vocabulary", (), {"fingerprint": "another", "size": 3})
 
-    session = mx.runtime.default
+    session = mx.runtime.default.session
     session._models = {"other words": dataclasses.replace(loaded, tokenizer=Other, name="other words"), **session._models}
 
     def ask():

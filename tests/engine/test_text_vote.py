@@ -54,7 +54,7 @@ def small(mx, tmp_path_factory):
     (pieces / "chat_template.jinja").write_text(TEMPLATE)
     letters = oracles.saved(oracles.gpt2(vocab_size=320), tmp_path_factory.mktemp("letters"), seed=4)
     oracles.save_tokenizer(letters)
-    session = mx.runtime.default
+    session = mx.runtime.default.session
     folders = {"pieces": pieces, "letters": letters}
     found = {name: loading.load(folder) for name, folder in folders.items()}
     session._models = {**found, **session._models}

@@ -12,10 +12,9 @@ import pytest
 
 from mechanex_jax import loops
 from mechanex_jax.edits import parse_steering
-from mechanex_jax.engine import calls
 from mechanex_jax.errors import ArgumentError, ModelNotFoundError, NotLocalError
 from mechanex_jax.loops import prefill
-from mechanex_jax.policy import Policies
+from mechanex_jax.policy import Policies, runner
 from mechanex_jax.policy.sandbox.runner import TestResult
 from mechanex_jax.steering import activations
 
@@ -32,7 +31,7 @@ def _own_folder(tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def small(mx, loaded):
     """A second model with the same tokenizer: the last layers of the default one."""
-    session = mx.runtime.default
+    session = mx.runtime.default.session
     other = dataclasses.replace(loaded, name="small", model=activations.tail(loaded.model, 26), fingerprint="small")
     session._models = {"small": other, **session._models}
     yield other
@@ -135,7 +134,7 @@ def test_candidates_are_ranked_under_the_model_without_steering(mx, loaded):
 
 
 def test_unit_tests_reject_accept_and_time_out_through_a_runner_of_ones_own(mx):
-    policies, seen = Policies(mx.runtime.default), []
+    policies, seen = Policies(mx.runtime.default.session, mx.runtime.default.steering), []
 
     def runner(code, tests, timeout_ms):
         seen.append((code, tuple(tests), timeout_ms))
@@ -286,7 +285,7 @@ RUNS = {
 
 @pytest.mark.parametrize(("words", "arguments"), [(words, case) for words, cases in RUNS.items() for case in cases])
 def test_a_bad_run_is_refused_before_anything_is_decoded(mx, monkeypatch, words, arguments):
-    monkeypatch.setattr(calls, "run", lambda *given, **more: pytest.fail("decoded"))
+    monkeypatch.setattr(runner, "run", lambda *given, **more: pytest.fail("decoded"))
     with pytest.raises(ArgumentError, match=words):
         mx.policy.run(**{"prompt": PROMPT, **arguments})
 
@@ -308,7 +307,7 @@ GENERATED = {
 
 @pytest.mark.parametrize("words", GENERATED)
 def test_bad_arguments_of_generate_are_refused_before_anything_is_decoded(mx, monkeypatch, words):
-    monkeypatch.setattr(calls, "run", lambda *given, **more: pytest.fail("decoded"))
+    monkeypatch.setattr(runner, "run", lambda *given, **more: pytest.fail("decoded"))
     with pytest.raises(ArgumentError, match=words):
         mx.generation.generate(**{"prompt": PROMPT, **GENERATED[words]})
 

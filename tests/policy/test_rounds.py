@@ -8,10 +8,11 @@ import math
 
 import pytest
 
-from mechanex_jax.engine.batch import Completion
+from mechanex_jax.engine.request import Completion
+from mechanex_jax.engine.seeds import candidate_seed
 from mechanex_jax.errors import ArgumentError, NotLocalError
 from mechanex_jax.policy import controls
-from mechanex_jax.policy.plan import Plan, candidate_seed
+from mechanex_jax.policy.plan import Plan
 from mechanex_jax.policy.rounds import Candidate, Run
 
 NO_RETRY = {"retry_on_failure": 0}

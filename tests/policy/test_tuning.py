@@ -8,9 +8,8 @@ import json
 import numpy as np
 import pytest
 
-from mechanex_jax.engine import calls
 from mechanex_jax.errors import ArgumentError
-from mechanex_jax.policy import controls, tuning
+from mechanex_jax.policy import controls, runner, tuning
 
 GRID = {  # 200 settings
     "sampling.temperature": [0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5],
@@ -316,7 +315,7 @@ def test_on_the_model_the_planted_setting_wins_on_prompts_it_was_not_tuned_on(mx
 
 
 def test_what_the_model_cannot_do_is_refused_before_anything_is_decoded(mx, monkeypatch):
-    monkeypatch.setattr(calls, "run", lambda *given, **more: pytest.fail("decoded"))
+    monkeypatch.setattr(runner, "run", lambda *given, **more: pytest.fail("decoded"))
     for words, arguments in {
         "steering_vector": {"search_space": {"steering.vector": [None, {"3": [1.0]}]}},
         "json_schema, regex_pattern or grammar": {"search_space": {"sampling.method": ["guided-generation"]}},

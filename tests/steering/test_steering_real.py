@@ -19,7 +19,7 @@ LAYER = 15
 
 @pytest.fixture(scope="module")
 def steering(mx, tmp_path_factory):
-    return Steering(mx.runtime.default, Store(tmp_path_factory.mktemp("store")))
+    return Steering(mx.runtime.default.session, Store(tmp_path_factory.mktemp("store")))
 
 
 def test_a_gate_opens_on_held_out_positives_and_stays_shut_on_negatives(steering, loaded):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 import mechanex_jax as mechanex
 from mechanex_jax import cli
 from mechanex_jax.errors import ArgumentError, MechanexError
+from mechanex_jax.session import Session
 from mechanex_jax.steering import PRESETS, Steering, Store, presets
 from mechanex_jax.steering import pairs as pair_writer
 
@@ -43,11 +44,16 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def session(folder):
-    session = mechanex.Mechanex()
-    session.set_execution_mode("local")
-    session.load(folder)
-    return session
+def instance(folder):
+    instance = mechanex.Mechanex()
+    instance.set_execution_mode("local")
+    instance.load(folder)
+    return instance
+
+
+@pytest.fixture(scope="module")
+def session(instance):
+    return instance.session
 
 
 @pytest.fixture
@@ -101,12 +107,12 @@ def test_every_number_equals_pytorchs_with_hooks(session, steering, folder):
     np.testing.assert_allclose(measured.projection, np.array(strengths) * np.linalg.norm(vector), rtol=1e-4, atol=1e-4)
 
 
-def test_texts_side_by_side_are_those_of_generate(session, steering):
+def test_texts_side_by_side_are_those_of_generate(instance, steering):
     vector = 3 * np.random.default_rng(1).normal(size=64).astype(np.float32)
     measured = steering.evaluate({1: vector}, test_prompts=PROMPTS, strengths=[2, 0], unrelated=UNRELATED, max_tokens=8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # strength 0 steers nothing
-        each = session.generation.generate_batch(
+        each = instance.generation.generate_batch(
             [PROMPTS[0], PROMPTS[0], PROMPTS[1], PROMPTS[1]],
             steering_vector={1: vector},
             steering_strength=[0, 2, 0, 2],
@@ -204,14 +210,18 @@ def test_a_preset_is_computed_once_and_kept_apart(steering, monkeypatch):
 
 
 class Writer:
-    """A session whose model answers from a list; remembers what it was asked."""
+    """Answers from a list; remembers what it was asked."""
 
     def __init__(self, answers):
-        self.answers, self.calls, self.generation = iter(answers), [], self
+        self.answers, self.calls = iter(answers), []
 
-    def generate_batch(self, prompts, **arguments):
-        self.calls.append((prompts, arguments))
+    def __call__(self, prompts, config, seeds):
+        self.calls.append((prompts, config, seeds))
         return [next(self.answers) for _ in prompts]
+
+
+def write_pairs(writer, *, persona_name="kind", persona_description="", num_pairs=50, batch_size=5, seed=0):
+    return pair_writer.generate_pairs(writer, persona_name, persona_description, num_pairs, batch_size, seed=seed)
 
 
 def pair(prompt="why?", positive="yes", negative="no") -> str:
@@ -220,22 +230,22 @@ def pair(prompt="why?", positive="yes", negative="no") -> str:
 
 def test_bad_and_repeated_pairs_are_dropped_and_made_up_for():
     bad = ["{", '"text"', '{"prompt": "a"}', pair(positive=" "), pair("a", "B c", "b  C"), pair("q1"), pair(" Q1 ")]
-    session = Writer([*bad, pair("q2"), pair(" q3\n"), pair("q4")])
-    found = Steering(session).generate_pairs("kind", "warm and patient.", 3, 5)
+    writer = Writer([*bad, pair("q2"), pair(" q3\n"), pair("q4")])
+    found = write_pairs(writer, persona_description="warm and patient.", num_pairs=3)
     assert [row["prompt"] for row in found["pairs"]] == ["q1", "q2", "q3"]
     assert found["total_pairs"] == 3 and found["persona"] == "kind" and sum(found["dropped"].values()) == 6
-    prompts, arguments = session.calls[0]
+    prompts, config, _ = writer.calls[0]
     assert len(prompts) == len(set(prompts)) == 5 and "kind (warm and patient)" in prompts[0]
-    assert arguments["json_schema"] == pair_writer.SCHEMA and arguments["chat"] is True
-    seeds = [seed for _, arguments in session.calls for seed in arguments["seed"]]
+    assert config.json_schema == pair_writer.SCHEMA and config.chat is True
+    seeds = [seed for _, _, seeds in writer.calls for seed in seeds]
     assert len(set(seeds)) == 10
 
 
 def test_too_few_pairs_warn_and_none_raises():
     with pytest.warns(UserWarning, match="1 of 2 pairs after 8 generations"):
-        assert Steering(Writer([pair("x")] * 8)).generate_pairs("kind", num_pairs=2)["total_pairs"] == 1
+        assert write_pairs(Writer([pair("x")] * 8), num_pairs=2)["total_pairs"] == 1
     with pytest.raises(MechanexError, match="none of 8 generations"):
-        Steering(Writer(["{"] * 8)).generate_pairs("kind", num_pairs=2)
+        write_pairs(Writer(["{"] * 8), num_pairs=2)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +253,7 @@ def test_too_few_pairs_warn_and_none_raises():
 )
 def test_generate_pairs_refuses_wrong_input(arguments):
     with pytest.raises(ArgumentError, match=next(iter(arguments))):
-        Steering(Writer([])).generate_pairs(**({"persona_name": "kind"} | arguments))
+        Steering(Session()).generate_pairs(**({"persona_name": "kind"} | arguments))
 
 
 # --- the command line ------------------------------------------------------------------------------------------------

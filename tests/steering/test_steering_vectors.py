@@ -15,6 +15,7 @@ import torch
 import mechanex_jax as mechanex
 from mechanex_jax.errors import ArgumentError, MechanexError
 from mechanex_jax.loops import forward
+from mechanex_jax.session import Session
 from mechanex_jax.steering import Steering, Store, activations, few_shot, methods, perceptron
 from mechanex_jax.steering.batches import batches, pad, padded_length
 from mechanex_jax.steering.examples import check_data, read_rows, tokenize_data
@@ -43,7 +44,7 @@ def small(tmp_path_factory):
     """A session with a small Llama, four layers."""
     folder = oracles.saved(oracles.llama(vocab_size=320, num_hidden_layers=4), tmp_path_factory.mktemp("small"))
     oracles.save_tokenizer(folder)
-    session = mechanex.Mechanex()
+    session = mechanex.Mechanex().session
     session.set_execution_mode("local")
     session.load(folder)
     return session
@@ -372,7 +373,7 @@ def test_default_layers_are_eight_from_two_thirds_on():
 
 
 def test_documented_signatures():
-    names = list(inspect.signature(Steering().generate_vectors).parameters.values())
+    names = list(inspect.signature(Steering(Session()).generate_vectors).parameters.values())
     assert [(p.name, p.default) for p in names[:7]] == [
         ("prompts", inspect.Parameter.empty),
         ("positive_answers", inspect.Parameter.empty),
@@ -399,4 +400,4 @@ def test_documented_signatures():
         ],
     }
     for name, expected in positional.items():
-        assert list(inspect.signature(getattr(Steering(), name)).parameters)[: len(expected)] == expected
+        assert list(inspect.signature(getattr(Steering(Session()), name)).parameters)[: len(expected)] == expected

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 
 from mechanex_jax import cli
 from mechanex_jax.cli.job import Job
-from mechanex_jax.engine.batch import Completion
 from mechanex_jax.engine.config import per_row
+from mechanex_jax.engine.request import Completion
+from mechanex_jax.steering import Steering
 
 COMMAND = [sys.executable, "-m", "mechanex_jax.cli"]
 ROOT = Path(cli.__file__).parent.parent.parent
@@ -26,7 +27,7 @@ class Machine:
         self.breaks_at = breaks_at
         self.context = context
         self.generation = self
-        self.steering = None
+        self.steering = Steering(self)
 
     def local_model(self, name):
         tokenizer = SimpleNamespace(encode=list, encode_chat=lambda prompt: [0], bos_id=0)

@@ -147,7 +147,7 @@ class Constraint:
         """Numbers of states, rows, classes, bytes, seconds and more."""
         return self.compiled.stats
 
-    def init(self, prompt: Int32[jax.Array, " T"], length: Token) -> ConstraintState:
+    def init(self, prompt: Int32[rows.Array, " T"], length: Token) -> ConstraintState:
         labels = self.distance.shape[1]
         return ConstraintState(
             jnp.asarray(self.start, jnp.int32),
