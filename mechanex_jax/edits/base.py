@@ -7,7 +7,7 @@ activation (after the edits) as a capture. A site that nobody uses costs nothing
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -23,12 +23,12 @@ class TextPositions(NamedTuple):
     """Where one row's activations stand in its text.
 
     Attributes:
-      positions: int32 [S], position of each activation, 0 for the row's first token.
-      prompt_length: int32 [], positions below it belong to the prompt.
+      positions: position of each activation, 0 for the row's first token.
+      prompt_length: positions below it belong to the prompt.
     """
 
-    positions: jax.Array
-    prompt_length: jax.Array
+    positions: Int32[jax.Array, " S"]
+    prompt_length: Int32[jax.Array, ""]
 
 
 @runtime_checkable
@@ -43,7 +43,7 @@ class Edit(Protocol):
     def site(self) -> str: ...
 
     def apply(self, x: Float[jax.Array, "S D"], layer: Int32[jax.Array, ""], where: TextPositions) -> Float[jax.Array, "S D"]:
-        """The activation after the edit; called at every layer, with the layer's index traced."""
+        """Return the activation after the edit; called at every layer, with the layer's index traced."""
         ...
 
 
@@ -51,37 +51,37 @@ class Edit(Protocol):
 Edits: TypeAlias = Edit | Sequence[Edit] | None
 
 
-def parse_site(site: Any) -> str:
-    """`site`, one of `SITES`.
+def compose(edits: object) -> tuple[Edit, ...]:
+    """Put one edit, several or none into the tuple that taps take; at one site they apply one after another, in this order.
 
-    Raises:
-      ArgumentError: another name.
-    """
-    if not isinstance(site, str) or site not in SITES:
-        raise expected("site", site, f"one of {', '.join(SITES)}")
-    return site
+    >>> from mechanex_jax import edits
+    >>> len(compose([edits.add([0.0, 1.0], layer=3), edits.ablate([1.0, 0.0], layer=3)]))
+    2
 
-
-def compose(edits: Any) -> tuple[Edit, ...]:
-    """One edit, several or none, as the tuple that taps take; at one site they apply one after another, in this order.
+    Args:
+      edits: as `Edits`.
 
     Raises:
       ArgumentError: something in it is not an Edit.
     """
     if edits is None:
         return ()
-    several = tuple(edits) if isinstance(edits, (list, tuple)) else (edits,)
-    for edit in several:
+    several: list[Edit] = []
+    for edit in edits if isinstance(edits, (list, tuple)) else (edits,):
         if not (rows.is_row_tree(edit) and isinstance(edit, Edit) and edit.site in SITES):
             raise expected("edits", edit, "edits made by mx.edits, or row trees with `site` and `apply`")
-    return several
+        several.append(edit)
+    return tuple(several)
 
 
-def check(edits: Any, layers: int | None, width: int | None) -> None:
+def check(edits: Edits, layers: int | None, width: int | None) -> None:
     """Hold edits against a model, on the host: without this a layer that the model lacks would be a silent no-op.
 
+    >>> from mechanex_jax import edits
+    >>> check(edits.add([0.0, 1.0], layer=3), layers=12, width=2)
+
     Args:
-      edits: as `compose` takes them; those of one's own that have no method `check` pass.
+      edits: one, several or none; those of one's own that have no method `check` pass.
       layers: how many layers the model has; None, of a model that does not say, accepts all.
       width: D of the model, or None.
 
@@ -92,9 +92,9 @@ def check(edits: Any, layers: int | None, width: int | None) -> None:
     if layers is None or width is None:
         return
     for edit in several:
-        own = getattr(edit, "check", None)
-        if own is not None:
-            own(layers, width)
+        check_edit = getattr(edit, "check", None)
+        if check_edit is not None:
+            check_edit(layers, width)
 
 
 class Taps:
@@ -107,9 +107,9 @@ class Taps:
       captured: site -> [B, S, D] of the block at hand, filled as the block runs.
     """
 
-    def __init__(self, edits: tuple[Any, ...], where: TextPositions, capture: tuple[str, ...] = ()):
+    def __init__(self, edits: tuple[Edit, ...], where: TextPositions, capture: tuple[str, ...] = ()):
         self.edits, self.where, self.capture = edits, where, capture
-        self.captured: dict[str, jax.Array] = {}
+        self.captured: dict[str, Float[jax.Array, "B S D"]] = {}
 
     def __call__(self, site: str, layer: Int32[jax.Array, ""], x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
         for edit in self.edits:
@@ -119,7 +119,7 @@ class Taps:
             self.captured[site] = x
         return x
 
-    def _apply(self, edit: Any, layer: jax.Array, x: jax.Array) -> jax.Array:
+    def _apply(self, edit: Edit, layer: Int32[jax.Array, ""], x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
         axes = rows.row_axes(edit)
         apply = jax.vmap(lambda e, h, w: e.apply(h, layer, w), in_axes=(axes, 0, 0))
         if not hasattr(edit, "acts"):

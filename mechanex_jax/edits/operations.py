@@ -1,42 +1,61 @@
 """Operations on activations: add, ablate, clamp, affine, norm_preserving.
 
-Each is a few lines of `change`, for one row; which layers, which positions and how strongly is `Schedule`'s, the same for all.
+Each is a few lines of `change`, for one row. A `Schedule`, the same for all of them, says at which layers, at which
+positions and how strongly they act.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Float32, Int32
 
 from mechanex_jax import rows
-from mechanex_jax.edits.arguments import SMALLEST_SQUARE, as_float32, normalize, parse_layers, per_layer, require_equal
-from mechanex_jax.edits.base import TextPositions, check, compose, parse_site
-from mechanex_jax.edits.schedule import make_schedule
+from mechanex_jax.edits.arguments import (
+    SMALLEST_SQUARE,
+    Layers,
+    LowRank,
+    Values,
+    Vectors,
+    as_float32,
+    normalize,
+    parse_layers,
+    parse_site,
+    per_layer,
+    require_equal,
+)
+from mechanex_jax.edits.base import Edit, TextPositions, check, compose
+from mechanex_jax.edits.schedule import Schedule, Scopes, make_schedule
 from mechanex_jax.errors import Verbatim, expected
+from mechanex_jax.rows import Array, PerRow
+
+# One row's activations while they are changed, and the weight of each position.
+Activations: TypeAlias = Float32[jax.Array, "S D"]
+Weights: TypeAlias = Float32[jax.Array, "S 1"]
 
 
 @rows.row_tree
 class Operation:
-    """What operations share: N entries, one vector each, of which a layer takes its own.
+    """Base of the operations: N entries, one vector each, of which a layer takes its own.
 
     Attributes:
       site: one of `SITES`.
       schedule: layers, scope, strength and decay.
-      vectors: [N, D].
+      vectors: one for each entry.
     """
 
     site: str = rows.static()
-    schedule: Any = rows.nested()
-    vectors: Any = rows.row(2)
+    schedule: Schedule = rows.nested()
+    vectors: Float32[Array, "N D"] = rows.row(2)
 
-    def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
-        """float32 [S, D] after the operation of one entry, with weights [S, 1]."""
+    def change(self, h: Activations, entry: Int32[jax.Array, ""], weight: Weights) -> Activations:
+        """Return activations after the operation of one entry."""
         raise NotImplementedError
 
-    def apply(self, x: jax.Array, layer: jax.Array, where: TextPositions) -> jax.Array:
+    def apply(self, x: Float[jax.Array, "S D"], layer: Int32[jax.Array, ""], where: TextPositions) -> Float[jax.Array, "S D"]:
         self._check_width(x.shape[-1])
         entry, weight = self.schedule.at(layer, where)
         weight = weight[:, None]
@@ -58,17 +77,17 @@ class Operation:
 class Add(Operation):
     """h + w v."""
 
-    def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
+    def change(self, h: Activations, entry: Int32[jax.Array, ""], weight: Weights) -> Activations:
         return h + weight * self.vectors[entry]
 
 
 @rows.row_tree
 class Clamp(Operation):
-    """h + w u (target - u.h): at w = 1 the component of h along the unit vector u becomes `target` [N]."""
+    """h + w u (target - u.h): at w = 1 the component of h along the unit vector u becomes the target."""
 
-    targets: Any = rows.row(1)
+    targets: Float32[Array, " N"] = rows.row(1)
 
-    def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
+    def change(self, h: Activations, entry: Int32[jax.Array, ""], weight: Weights) -> Activations:
         u = self.vectors[entry]
         along = jnp.sum(h * u, axis=-1, keepdims=True)
         return h + weight * (self.targets[entry] - along) * u
@@ -78,10 +97,10 @@ class Clamp(Operation):
 class Affine(Operation):
     """h + w (A^T B h + v), A and B [N, R, D]."""
 
-    a: Any = rows.row(3)
-    b: Any = rows.row(3)
+    a: Float32[Array, "N R D"] = rows.row(3)
+    b: Float32[Array, "N R D"] = rows.row(3)
 
-    def change(self, h: jax.Array, entry: jax.Array, weight: jax.Array) -> jax.Array:
+    def change(self, h: Activations, entry: Int32[jax.Array, ""], weight: Weights) -> Activations:
         inner = jnp.matmul(h, self.b[entry].T, precision="highest")
         return h + weight * (jnp.matmul(inner, self.a[entry], precision="highest") + self.vectors[entry])
 
@@ -91,9 +110,9 @@ class NormPreserving:
     """h' |h| / |h'|, h' the activation after another edit."""
 
     site: str = rows.static()
-    edit: Any = rows.nested()
+    edit: Edit = rows.nested()
 
-    def apply(self, x: jax.Array, layer: jax.Array, where: TextPositions) -> jax.Array:
+    def apply(self, x: Float[jax.Array, "S D"], layer: Int32[jax.Array, ""], where: TextPositions) -> Float[jax.Array, "S D"]:
         edited = self.edit.apply(x, layer, where)
         before, after = x.astype(jnp.float32), edited.astype(jnp.float32)
         squares = [jnp.maximum(jnp.sum(h * h, axis=-1, keepdims=True), SMALLEST_SQUARE) for h in (before, after)]
@@ -104,11 +123,23 @@ class NormPreserving:
         check(self.edit, layers, width)
 
 
-def add(vector: Any, layer: Any, strength: Any = 1.0, *, site: str = "resid_pre", scope: Any = "all", decay: Any = 1.0) -> Add:
-    """Activation addition: h + strength * vector.
+def add(
+    vector: Vectors,
+    layer: Layers,
+    strength: PerRow = 1.0,
+    *,
+    site: str = "resid_pre",
+    scope: Scopes = "all",
+    decay: PerRow = 1.0,
+) -> Add:
+    """Add a vector to activations: h + strength * vector.
 
     The arguments from `layer` on mean the same for all operations. All but `site` are data: another value, layer or scope
     never recompiles.
+
+    >>> where = TextPositions(jnp.arange(1), prompt_length=jnp.int32(1))
+    >>> add([0.0, 1.0], layer=3, strength=2.0).apply(jnp.ones((1, 2)), jnp.int32(3), where)
+    Array([[1., 3.]], dtype=float32)
 
     Args:
       vector: [D] for one layer or [N, D] for N layers; [B, N, D] gives every row its own. May be traced.
@@ -129,9 +160,19 @@ def add(vector: Any, layer: Any, strength: Any = 1.0, *, site: str = "resid_pre"
 
 
 def ablate(
-    vector: Any, layer: Any, strength: Any = 1.0, *, site: str = "resid_pre", scope: Any = "all", decay: Any = 1.0
+    vector: Vectors,
+    layer: Layers,
+    strength: PerRow = 1.0,
+    *,
+    site: str = "resid_pre",
+    scope: Scopes = "all",
+    decay: PerRow = 1.0,
 ) -> Clamp:
     """Project a direction out: h - strength * u (u.h), u = vector / |vector|.
+
+    >>> where = TextPositions(jnp.arange(1), prompt_length=jnp.int32(1))
+    >>> ablate([0.0, 5.0], layer=3).apply(jnp.ones((1, 2)), jnp.int32(3), where)
+    Array([[1., 0.]], dtype=float32)
 
     Args:
       vector: as for `add`; only its direction counts.
@@ -147,16 +188,20 @@ def ablate(
 
 
 def clamp(
-    vector: Any,
-    layer: Any,
-    value: Any,
-    strength: Any = 1.0,
+    vector: Vectors,
+    layer: Layers,
+    value: Values,
+    strength: PerRow = 1.0,
     *,
     site: str = "resid_pre",
-    scope: Any = "all",
-    decay: Any = 1.0,
+    scope: Scopes = "all",
+    decay: PerRow = 1.0,
 ) -> Clamp:
     """Set the component along a direction: h - u (u.h) + value * vector, u = vector / |vector|.
+
+    >>> where = TextPositions(jnp.arange(1), prompt_length=jnp.int32(1))
+    >>> clamp([0.0, 1.0], layer=3, value=7.0).apply(jnp.ones((1, 2)), jnp.int32(3), where)
+    Array([[1., 7.]], dtype=float32)
 
     Args:
       vector: as for `add`.
@@ -181,17 +226,21 @@ def clamp(
 
 
 def affine(
-    a: Any,
-    b: Any,
-    layer: Any,
-    strength: Any = 1.0,
+    a: LowRank,
+    b: LowRank,
+    layer: Layers,
+    strength: PerRow = 1.0,
     *,
-    vector: Any = None,
+    vector: Vectors | None = None,
     site: str = "resid_pre",
-    scope: Any = "all",
-    decay: Any = 1.0,
+    scope: Scopes = "all",
+    decay: PerRow = 1.0,
 ) -> Affine:
-    """A low-rank affine map: h + strength * (A^T B h + vector).
+    """Apply a low-rank affine map: h + strength * (A^T B h + vector).
+
+    >>> where = TextPositions(jnp.arange(1), prompt_length=jnp.int32(1))
+    >>> affine([[0.0, 1.0]], [[2.0, 3.0]], layer=3).apply(jnp.ones((1, 2)), jnp.int32(3), where)
+    Array([[1., 6.]], dtype=float32)
 
     Args:
       a, b: [R, D] for one layer or [N, R, D]; [B, N, R, D] gives every row its own. May be traced. Another R compiles anew.
@@ -213,8 +262,12 @@ def affine(
     return Affine(parse_site(site), make_schedule(layers, strength, scope, decay), shift, a, b)
 
 
-def norm_preserving(edit: Any) -> NormPreserving:
+def norm_preserving(edit: object) -> NormPreserving:
     """Keep each activation's norm through another edit: h' |h| / |h'|, so that only its direction changes.
+
+    >>> where = TextPositions(jnp.arange(1), prompt_length=jnp.int32(1))
+    >>> norm_preserving(add([0.0, 5.0], layer=3)).apply(jnp.array([[10.0, 0.0]]), jnp.int32(3), where).round()
+    Array([[9., 4.]], dtype=float32)
 
     Args:
       edit: one edit, or a row tree of one's own with `site` and `apply`. Where it changes nothing, nothing is scaled.

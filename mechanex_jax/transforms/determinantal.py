@@ -121,10 +121,10 @@ def determinantal(
     outside, so that the draw is from p renormalised on Y. A token at -inf is never in Y, and a row with a finite logit keeps
     at least one token. Of tokens with one direction only the likeliest is kept, and Y is smaller if no others are left.
 
-    >>> unembedding = jnp.array([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0]])  # the first two tokens are spellings of one word
+    >>> unembedding = jnp.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [-2.0, -1.1]])  # the first two tokens are alike
     >>> step = Step(jnp.int32(0), jnp.int32(9), jax.random.key(0))
-    >>> determinantal(unembedding, subset_size=2).apply((), jnp.log(jnp.array([0.4, 0.35, 0.25])), step) == -jnp.inf
-    Array([False,  True, False], dtype=bool)
+    >>> determinantal(unembedding, subset_size=2).apply((), jnp.log(jnp.array([0.4, 0.3, 0.2, 0.1])), step) == -jnp.inf
+    Array([False,  True, False,  True], dtype=bool)
 
     Args:
       unembedding: float [V, D], or what `directions` made of it: then its mean is not computed again.
