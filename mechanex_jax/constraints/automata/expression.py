@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from mechanex_jax.constraints.automata import charset
 from mechanex_jax.constraints.automata.charset import CharSet
@@ -60,7 +60,24 @@ class RuleRef:
     name: str
 
 
-Node = CharClass | Concat | Alternation | Repeat | Assertion | RuleRef
+@dataclasses.dataclass(frozen=True)
+class Lookaround:
+    """A condition on the text from a place on, or up to it. Front ends rewrite it or refuse it: no automaton is built of it.
+
+    Attributes:
+      body: what has to match there, or must not.
+      ahead: whether the text from the place on is meant; False: the text up to it.
+      positive: whether it has to match.
+      position: where it stands in the pattern, for messages.
+    """
+
+    body: Node
+    ahead: bool
+    positive: bool
+    position: int
+
+
+Node = CharClass | Concat | Alternation | Repeat | Assertion | RuleRef | Lookaround
 EMPTY = Concat(())
 
 
@@ -84,6 +101,19 @@ def alternatives(parts: Iterable[Node]) -> Node:
     if not rest:
         return CharClass(())
     return rest[0] if len(rest) == 1 else Alternation(tuple(rest))
+
+
+def walk(node: Node) -> Iterator[Node]:
+    """An expression and all its parts, in no particular order."""
+    stack = [node]
+    while stack:
+        node = stack.pop()
+        yield node
+        match node:
+            case Concat(parts) | Alternation(parts):
+                stack.extend(parts)
+            case Repeat(body=body) | Lookaround(body=body):
+                stack.append(body)
 
 
 def text(value: str) -> Node:

@@ -73,6 +73,8 @@ class Nfa:
                     self._apart(part, start, end)
             case Repeat():
                 self._repeat(node, start, end)
+            case _:
+                raise TypeError(f"No automaton stands for {node}.")
 
     def _apart(self, node: Node, start: int, end: int) -> None:
         """As `add`, with a beginning of its own, so that loops in `node` don't touch what else begins at `start`."""

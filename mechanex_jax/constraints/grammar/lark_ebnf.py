@@ -9,16 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mechanex_jax.constraints.automata.expression import (
-    Alternation,
-    Assertion,
-    Concat,
-    Node,
-    Repeat,
-    RuleRef,
-    alternatives,
-    sequence,
-)
+from mechanex_jax.constraints.automata.expression import Assertion, Node, Repeat, RuleRef, alternatives, sequence, walk
 from mechanex_jax.constraints.regex import python
 from mechanex_jax.errors import ConstraintError
 
@@ -98,19 +89,7 @@ class _Rules:
             node = python.parse(regexp)
         except ConstraintError as error:
             raise _error(self.text, f"terminal {name}: {error.message}", _position(self.text, name)) from None
-        if _conditional(node):
+        if any(isinstance(part, Assertion) for part in walk(node)):
             message = f"terminal {name} uses an anchor or a word boundary; leave it out, or write the pattern with regex:..."
             raise _error(self.text, message, _position(self.text, name))
         return node
-
-
-def _conditional(node: Node) -> bool:
-    match node:
-        case Assertion():
-            return True
-        case Concat(parts) | Alternation(parts):
-            return any(_conditional(part) for part in parts)
-        case Repeat(body=body):
-            return _conditional(body)
-        case _:
-            return False

@@ -18,6 +18,7 @@ from mechanex_jax.constraints.automata.expression import (
     RuleRef,
     alternatives,
     sequence,
+    walk,
 )
 
 _MOST_ALTERNATIVES = 400
@@ -25,17 +26,7 @@ _MOST_ALTERNATIVES = 400
 
 def references(node: Node) -> Iterable[str]:
     """The rules that an expression mentions, with repetition."""
-    stack = [node]
-    while stack:
-        match stack.pop():
-            case RuleRef(name):
-                yield name
-            case Concat(parts) | Alternation(parts):
-                stack.extend(parts)
-            case Repeat(body=body):
-                stack.append(body)
-            case _:
-                pass
+    return (part.name for part in walk(node) if isinstance(part, RuleRef))
 
 
 def nullable(rules: Mapping[str, Node]) -> set[str]:

@@ -101,14 +101,13 @@ def _max_length(t: Translator, place: Place, value: int) -> Formula:
 def pattern_formula(t: Translator, place: Place, word: str, pattern: str) -> Formula:
     """The strings with a part that an ECMA-262 pattern matches; its automata are built here, so that errors name the place."""
     parts = []
-    for positive, part in lookaround.split(pattern):
-        leaf = t.formulas.leaf("pattern", part)
-        try:
-            trivial = is_everything(t.strings.automaton(leaf))
-        except ConstraintError as error:
-            raise ConstraintError(f"{word} at {place.path}: {error.message}") from None
-        formula = t.formulas.true if trivial else leaf
-        parts.append(formula if positive else t.formulas.negation(formula))
+    try:
+        for positive, expression in lookaround.split(pattern):
+            leaf = t.formulas.leaf("pattern", expression)
+            formula = t.formulas.true if is_everything(t.strings.automaton(leaf)) else leaf
+            parts.append(formula if positive else t.formulas.negation(formula))
+    except ConstraintError as error:
+        raise ConstraintError(f"{word} at {place.path}: {error.message}") from None
     return t.formulas.all(parts)
 
 

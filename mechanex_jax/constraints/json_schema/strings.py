@@ -9,9 +9,10 @@ from typing import TypeVar
 
 import numpy as np
 
-from mechanex_jax.constraints import regex
 from mechanex_jax.constraints.automata.dfa import CharDfa, CompileLimits, length, literals, minimize, product, trim
 from mechanex_jax.constraints.automata.encoding import to_bytes
+from mechanex_jax.constraints.automata.expression import Node
+from mechanex_jax.constraints.automata.nfa import determinize
 from mechanex_jax.constraints.json_schema import formats, string_bytes
 from mechanex_jax.constraints.json_schema.classifiers import Classifier, Decision, Labels
 from mechanex_jax.constraints.json_schema.formula import Formula
@@ -21,8 +22,8 @@ _LONG = 150
 
 
 @functools.lru_cache(1024)
-def _pattern(pattern: str, limits: CompileLimits) -> CharDfa:
-    return regex.char_dfa(pattern, search=True, dialect="ecma", limits=limits)
+def _pattern(expression: Node, limits: CompileLimits) -> CharDfa:
+    return determinize(expression, search=True, limits=limits)
 
 
 def is_everything(dfa: CharDfa) -> bool:
@@ -53,7 +54,7 @@ class Strings:
     def classify(self, leaves: Sequence[Formula], decide: Decision[Outcome]) -> Classifier[Outcome]:
         """Tell strings apart by what `decide` makes of the truth of leaves.
 
-        Leaves: ("text", t), ("length", n), ("pattern", p), ("format", f): see `to_formula`.
+        Leaves: ("text", t), ("length", n), ("pattern", expression), ("format", f): see `to_formula`.
 
         Returns:
           A minimal automaton that reads from behind the opening quote, up to and with the closing one if it is over bytes.

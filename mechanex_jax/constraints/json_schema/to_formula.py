@@ -8,7 +8,7 @@ only looked at when such a part is read, so recursion ends here.
 | ("below", b), ("equal", b) | numbers below b, equal to b | `numbers` |
 | ("multiple", d), ("plain",) | multiples of d; numbers without `.` and `e` | `numbers` |
 | ("text", t), ("length", n) | the string t; strings with at least n characters | `strings` |
-| ("pattern", p), ("format", f) | strings with a part that p matches; strings of that format | `strings` |
+| ("pattern", e), ("format", f) | strings with a part that an expression matches; strings of that format | `strings` |
 | ("member", key, goal, chain) | objects: every member whose key satisfies `key` has a value that satisfies `goal` | `objects` |
 | ("has", name), ("members", n) | objects with that key, with at least n members | `objects` |
 | ("items", low, high, goal) | arrays: the items low .. high - 1 satisfy `goal`; high None is all the rest | `arrays` |

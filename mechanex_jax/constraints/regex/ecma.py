@@ -13,7 +13,16 @@ import unicodedata
 
 from mechanex_jax.constraints.automata import charset
 from mechanex_jax.constraints.automata.charset import CharSet
-from mechanex_jax.constraints.automata.expression import Assertion, CharClass, Node, Repeat, alternatives, sequence
+from mechanex_jax.constraints.automata.expression import (
+    Assertion,
+    CharClass,
+    Lookaround,
+    Node,
+    Repeat,
+    alternatives,
+    sequence,
+    walk,
+)
 from mechanex_jax.errors import ConstraintError
 
 _DIGITS: CharSet = charset.interval("0", "9")
@@ -44,10 +53,37 @@ def parse(pattern: str) -> Node:
     Raises:
       ConstraintError: bad syntax, with its position, or a construct that this engine does not hold, named.
     """
+    return without_lookaround(pattern, parse_lookaround(pattern))
+
+
+def parse_lookaround(pattern: str) -> Node:
+    """As `parse`, with lookaround left in the expression."""
     try:
         return _Parser(pattern).run()
     except RecursionError:
         raise ConstraintError(f"The pattern {pattern[:77]!r} is nested too deeply.") from None
+
+
+def without_lookaround(pattern: str, node: Node) -> Node:
+    """An expression of a pattern, or part of it, unless lookaround is left in it, which is refused."""
+    if remaining := [part for part in walk(node) if isinstance(part, Lookaround)]:
+        raise _refused_lookaround(pattern, min(remaining, key=lambda part: part.position))
+    return node
+
+
+def _refused(pattern: str, what: str, at: int) -> ConstraintError:
+    return ConstraintError(
+        f"The pattern {_shown(pattern)} uses {what} at position {at}, which this engine does not hold. Write it without."
+    )
+
+
+def _refused_lookaround(pattern: str, node: Lookaround) -> ConstraintError:
+    name = f"{'' if node.positive else 'negative '}look{'ahead' if node.ahead else 'behind'}"
+    return _refused(pattern, name, node.position)
+
+
+def _shown(pattern: str) -> str:
+    return repr(pattern if len(pattern) <= 80 else pattern[:77] + "...")
 
 
 @functools.cache
@@ -110,15 +146,11 @@ class _Parser:
         return node
 
     def error(self, what: str, at: int | None = None) -> ConstraintError:
-        shown = self.pattern if len(self.pattern) <= 80 else self.pattern[:77] + "..."
-        at = self.at if at is None else at
-        return ConstraintError(f"The pattern {shown!r} has {what} at position {at}. Expected ECMA-262 syntax; correct it.")
+        shown, at = _shown(self.pattern), self.at if at is None else at
+        return ConstraintError(f"The pattern {shown} has {what} at position {at}. Expected ECMA-262 syntax; correct it.")
 
     def refuse(self, what: str, at: int) -> ConstraintError:
-        shown = self.pattern if len(self.pattern) <= 80 else self.pattern[:77] + "..."
-        return ConstraintError(
-            f"The pattern {shown!r} uses {what} at position {at}, which this engine does not hold. Write it without."
-        )
+        return _refused(self.pattern, what, at)
 
     def peek(self, text: str) -> bool:
         return self.pattern.startswith(text, self.at)
@@ -158,6 +190,8 @@ class _Parser:
             return node
         if isinstance(node, Assertion):
             raise self.error("nothing to repeat", start)
+        if isinstance(node, Lookaround):
+            raise _refused_lookaround(self.pattern, node)
         return Repeat(node, *bounds)
 
     def quantifier(self) -> tuple[int, int | None] | None:
@@ -201,15 +235,10 @@ class _Parser:
     def group(self) -> Node:
         start = self.at
         self.at += 1
-        if self.eat("?"):
-            for spelling, name in (
-                ("<=", "lookbehind"),
-                ("<!", "negative lookbehind"),
-                ("=", "lookahead"),
-                ("!", "negative lookahead"),
-            ):
-                if self.peek(spelling):
-                    raise self.refuse(name, start)
+        look = re.compile(r"\?(<?)([=!])").match(self.pattern, self.at)
+        if look:
+            self.at = look.end()
+        elif self.eat("?"):
             named = re.compile(r"<[^\W\d][\w$]*>").match(self.pattern, self.at)
             if named:
                 self.at = named.end()
@@ -218,7 +247,7 @@ class _Parser:
         node = self.disjunction()
         if not self.eat(")"):
             raise self.error("a group without )", start)
-        return node
+        return Lookaround(node, ahead=not look[1], positive=look[2] == "=", position=start) if look else node
 
     def escape_atom(self) -> Node:
         following = self.pattern[self.at + 1 : self.at + 2]
