@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 
 Report = Callable[[int, int], None]
@@ -11,6 +12,11 @@ Report = Callable[[int, int], None]
 
 def silent(done: int, total: int) -> None:
     """A report that goes nowhere."""
+
+
+def is_shown(progress: bool | None) -> bool:
+    """Whether to show a bar for an argument `progress`; None asks for one on a terminal."""
+    return sys.stderr.isatty() if progress is None else progress
 
 
 @contextlib.contextmanager

@@ -101,14 +101,15 @@ def list_vectors(as_json: _Json = False) -> None:
 
     from mechanex_jax.steering import default
 
-    found = default.list()
+    vectors = default.list()
     if as_json:
-        base.print_json(found)
+        base.print_json(vectors)
         return
     table = base.table("Id", "Name", "Method", "Model", "Layers", "Made")
-    for item in found:
-        layers = ",".join(map(str, item["layers"]))
-        cells = (item["id"], item["name"] or "-", item["method"], item["model"], layers, item["created"][:19])
+    for vector in vectors:
+        layers = ",".join(map(str, vector["layers"]))
+        made = vector["created"][:19]
+        cells = (vector["id"], vector["name"] or "-", vector["method"], vector["model"], layers, made)
         table.add_row(*map(Text, cells))
     base.print_table(table)
 
@@ -120,14 +121,15 @@ def show(id: _Id, as_json: _Json = False) -> None:
 
     from mechanex_jax.steering import default
 
-    found = default.describe(id)
+    summary = default.describe(id)
     if as_json:
-        base.print_json(found)
+        base.print_json(summary)
         return
     table = base.table("", "")
     table.show_header = False
-    metrics = {f"metrics.{name}": value for name, value in found.pop("metrics").items()}
-    for name, value in (found | metrics).items():
+    fields = {name: value for name, value in summary.items() if name != "metrics"}
+    metrics = {f"metrics.{name}": value for name, value in summary["metrics"].items()}
+    for name, value in (fields | metrics).items():
         table.add_row(Text(name), Text(_short(value)))
     base.print_table(table)
 

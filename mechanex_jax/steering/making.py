@@ -1,18 +1,21 @@
-"""The part of `mx.steering` that makes vectors, from answers or for a preset."""
+"""The part of `mx.steering` that makes vectors from contrastive answers, and lets a model write such answers."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypedDict, Unpack
 
 from mechanex_jax import edits
+from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import expected
-from mechanex_jax.loading import LoadedModel
 from mechanex_jax.progress import bar as progress_bar
-from mechanex_jax.steering import methods, presets
+from mechanex_jax.progress import is_shown
+from mechanex_jax.steering import methods
+from mechanex_jax.steering import pairs as pair_writer
 from mechanex_jax.steering.examples import check_data, read_rows, tokenize_data
+from mechanex_jax.steering.pairs import WrittenPairs
+from mechanex_jax.steering.requests import complete
 from mechanex_jax.steering.vector import SteeringVector
 from mechanex_jax.steering.vectors import SavedVectors
 from mechanex_jax.validation import check_seed, flag, integer
@@ -32,11 +35,6 @@ class MakingOptions(TypedDict, total=False):
     answer_tokens: int | None
     ended: bool
     progress: bool | None
-
-
-def show_progress(progress: bool | None) -> bool:
-    """Whether to show a progress bar; None asks for one on a terminal."""
-    return sys.stderr.isatty() if progress is None else progress
 
 
 class VectorMaker(SavedVectors):
@@ -116,7 +114,7 @@ class VectorMaker(SavedVectors):
         loaded = self._loaded(model)
         layers = methods.choose_layers(layer_idxs, loaded.model.spec.layers)
         examples = tokenize_data(loaded, checked, chat=chat, ended=ended)
-        with progress_bar(f"Making a vector ({steering_method.name})", enabled=show_progress(progress), unit="steps") as report:
+        with progress_bar(f"Making a vector ({steering_method.name})", enabled=is_shown(progress), unit="steps") as report:
             result = methods.make(
                 steering_method.name,
                 loaded,
@@ -170,22 +168,43 @@ class VectorMaker(SavedVectors):
             rows.prompts, rows.positives, rows.negatives or None, layer_idxs, method, name, label, **options
         )
 
-    def preset(
-        self, name: str, strength: float = 0.0, model: LoadedModel | str | None = None, method: str | None = None
-    ) -> edits.RowSteering:
-        """The steering that generation adds for a preset, strength included. Its vector is made on first use.
+    def generate_pairs(
+        self,
+        persona_name: str,
+        persona_description: str = "",
+        num_pairs: int = 50,
+        batch_size: int = 5,
+        *,
+        model: str | None = None,
+        seed: int = 0,
+        progress: bool | None = None,
+    ) -> WrittenPairs:
+        """Let the loaded chat model write contrastive pairs under a JSON schema.
+
+        Pairs that are no JSON (cut off at the end), hold blank or equal texts, or repeat a prompt are dropped, and others are
+        generated in their place, up to four generations for each pair that is asked for.
 
         Args:
-          name: one of `PRESETS`.
-          strength: 0, the default of `steering_strength`, is the preset's own.
-          model: as for `resolve`.
-          method: the name of the method that makes its vector; None is the preset's own.
+          persona_name: the trait, such as "honest".
+          persona_description: more about it.
+          num_pairs: how many; fewer may come, with a warning.
+          batch_size: generations that run together.
+          model, seed, progress: as for `generate_vectors`.
+
+        Returns:
+          A dict of persona, persona_description, total_pairs, pairs (rows for `generate_from_jsonl`) and dropped (how many, by
+          reason).
 
         Raises:
-          ArgumentError: an unknown preset or method; the message lists all.
+          ArgumentError: a bad argument. MechanexError: not one generation was usable.
         """
-        preset = presets.find(name)
-        steering_method = preset.find_method(method)
-        with progress_bar(f"Making the preset {preset.name}", enabled=show_progress(None), unit="answers") as report:
-            vector = presets.load_or_make(self._loaded(model), preset, self.store, steering_method, report=report)
-        return vector.steering(strength or preset.strength)
+        check_seed(seed)
+        with progress_bar("Writing pairs", enabled=is_shown(progress), unit="pairs") as report:
+
+            def write(prompts: Sequence[str], config: GenerationConfig, seeds: Sequence[int]) -> Sequence[str]:
+                rows = [(value, 0) for value in seeds]  # each text is the first draw of its own seed
+                return complete(self.requests(self._loaded(model)), prompts, [config] * len(prompts), rows)
+
+            return pair_writer.generate_pairs(
+                write, persona_name, persona_description, num_pairs, batch_size, seed=seed or 0, report=report
+            )

@@ -1,4 +1,4 @@
-"""Contrastive pairs written by the loaded chat model under a JSON schema, the bad ones dropped."""
+"""Contrastive pairs that a chat model writes under a JSON schema; the bad ones are dropped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import collections
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypedDict
 
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import MechanexError, expected
@@ -64,8 +64,33 @@ _TOPICS = (
 )
 
 
+class Pair(TypedDict):
+    """A prompt with two answers, of which one shows the trait and one its opposite."""
+
+    prompt: str
+    positive: str
+    negative: str
+
+
+class WrittenPairs(TypedDict):
+    """The result of `generate_pairs`.
+
+    Attributes:
+      persona, persona_description: as they were asked for.
+      total_pairs: how many pairs there are.
+      pairs: rows for `generate_from_jsonl`.
+      dropped: how many generations were unusable, by reason.
+    """
+
+    persona: str
+    persona_description: str
+    total_pairs: int
+    pairs: list[Pair]
+    dropped: dict[str, int]
+
+
 def request(persona: str, description: str, topic: str) -> str:
-    """What the model is asked for."""
+    """The prompt that asks for one pair."""
     about = f" ({description.strip().rstrip('.')})" if description.strip() else ""
     return (
         f"Invent one example about {topic} that shows what it means to be {persona}{about}. Answer with a JSON object: "
@@ -74,20 +99,25 @@ def request(persona: str, description: str, topic: str) -> str:
     )
 
 
-def parse(text: str) -> dict[str, str] | str:
-    """The pair that a text holds, or in a few words why it holds none."""
+def _normalized(text: str) -> str:
+    """The text without case and spacing, by which equal ones are known."""
+    return " ".join(text.casefold().split())
+
+
+def parse(text: str) -> Pair | str:
+    """Read a pair from a text; if it holds none, return the reason in a few words."""
     try:
-        found = json.loads(text)
+        parsed = json.loads(text)
     except (ValueError, RecursionError):
         return "no JSON"
-    if not isinstance(found, Mapping) or set(found) != {"prompt", "positive", "negative"}:
+    if not isinstance(parsed, Mapping) or set(parsed) != {"prompt", "positive", "negative"}:
         return "other keys"
-    if not all(isinstance(value, str) and value.strip() for value in found.values()):
+    if not all(isinstance(value, str) and value.strip() for value in parsed.values()):
         return "a blank text"
-    pair = {name: found[name].strip() for name in ("prompt", "positive", "negative")}
-    if len({" ".join(value.casefold().split()) for value in pair.values()}) < 3:
+    prompt, positive, negative = (parsed[name].strip() for name in ("prompt", "positive", "negative"))
+    if len({_normalized(prompt), _normalized(positive), _normalized(negative)}) < 3:
         return "two equal texts"
-    return pair
+    return {"prompt": prompt, "positive": positive, "negative": negative}
 
 
 def generate_pairs(
@@ -99,7 +129,7 @@ def generate_pairs(
     *,
     seed: int,
     report: Report = silent,
-) -> dict[str, Any]:
+) -> WrittenPairs:
     """Ask for pairs until there are enough; see `Steering.generate_pairs`.
 
     Args:
@@ -115,7 +145,7 @@ def generate_pairs(
     config = GenerationConfig(
         max_tokens=_MAX_TOKENS, sampling_method="top-p", temperature=0.9, top_p=0.95, json_schema=SCHEMA, chat=True
     )
-    pairs: list[dict[str, str]] = []
+    pairs: list[Pair] = []
     seen: set[str] = set()
     dropped: collections.Counter[str] = collections.Counter()
     asked = 0
@@ -132,7 +162,7 @@ def generate_pairs(
             if isinstance(pair, str):
                 dropped[pair] += 1
                 continue
-            key = " ".join(pair["prompt"].casefold().split())
+            key = _normalized(pair["prompt"])
             if key in seen:
                 dropped["the prompt of another pair"] += 1
                 continue

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from mechanex_jax.edits import RowSteering, parse_steering
+from mechanex_jax.edits import Edit, RowSteering, parse_steering
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.request import Prompt, Request, prepare
+from mechanex_jax.engine.run import MICRO_BATCH, run
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.loading import LoadedModel
 
 
@@ -77,3 +79,35 @@ class RequestBuilder:
             preset = self._preset(config.steering_preset, strength)
             steering = preset if steering is None else steering + preset
         return steering
+
+
+def complete(
+    builder: RequestBuilder,
+    prompts: Sequence[str],
+    configs: Sequence[GenerationConfig],
+    seeds: Sequence[tuple[int, int]],
+    *,
+    edits: tuple[Edit, ...] = (),
+    batch_size: int = MICRO_BATCH,
+) -> list[str]:
+    """Decode rows once each, without a policy, and return their texts.
+
+    Args:
+      builder: for the model that runs them.
+      prompts, configs: one per row.
+      seeds: (seed, index) of each row, see `RequestBuilder.build`.
+      edits: applied after the rows' own steering, with one value for all rows or one per row.
+      batch_size: rows that decode together.
+
+    Raises:
+      ArgumentError: a row that would need a policy, or as `RequestBuilder.build`.
+    """
+    for config in configs:
+        if config.needs_policy:
+            raise expected("options", Verbatim("an argument that needs a policy"), "arguments of one decoding")
+    numbered = enumerate(zip(prompts, configs, seeds, strict=True))
+    requests = [
+        builder.build(prompt, config, seed=seed, index=index, name=f"prompts[{row}]")
+        for row, (prompt, config, (seed, index)) in numbered
+    ]
+    return [completion.text for completion in run(builder.loaded, requests, edits=edits, micro_batch=batch_size)]

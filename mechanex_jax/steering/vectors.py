@@ -1,23 +1,32 @@
-"""The part of `mx.steering` that keeps vectors and exchanges them with other programs."""
+"""The part of `mx.steering` that keeps vectors, exchanges them with other programs and looks them up for generation."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
+from jaxtyping import Float32
 
 from mechanex_jax import edits
 from mechanex_jax.loading import LoadedModel
+from mechanex_jax.progress import bar as progress_bar
+from mechanex_jax.progress import is_shown
 from mechanex_jax.session import Session
-from mechanex_jax.steering import formats
+from mechanex_jax.steering import formats, presets
+from mechanex_jax.steering.requests import RequestBuilder
 from mechanex_jax.steering.store import Store
-from mechanex_jax.steering.vector import from_mapping
+from mechanex_jax.steering.vector import LayerName, LayerVectors, VectorSummary, from_mapping
+
+
+class StoredSummary(VectorSummary):
+    """What is known of a stored vector besides its numbers, its id included."""
+
+    id: str
 
 
 class SavedVectors:
-    """The steering vectors of one session: kept by id, read from and written to files.
+    """The steering vectors of one session: kept by id, read from and written to files, looked up for generation.
 
     Args:
       session: holds the models.
@@ -29,24 +38,28 @@ class SavedVectors:
         self.store = store or Store()
 
     def _loaded(self, model: LoadedModel | str | None) -> LoadedModel:
+        """The model itself, or the loaded one of this name; None is the one loaded last."""
         if model is not None and not isinstance(model, str):
             return model
         return self.session.local_model(model)
 
     def add(
         self,
-        vectors: Mapping[Any, Any] | str | os.PathLike[str],
+        vectors: LayerVectors | str | os.PathLike[str],
         name: str | None = None,
         label: str | None = None,
         *,
         model: str | None = None,
     ) -> str:
-        """Keep vectors made elsewhere; returns their id.
+        """Keep vectors made elsewhere.
 
         Args:
           vectors: {layer: vector} or a file that `load_vectors` reads; a safetensors file of this library keeps its gate.
-          name, label: words of yours, kept with the vector.
+          name, label: your own words, kept with the vector.
           model: the loaded model that they are for; None is the one loaded last.
+
+        Returns:
+          The id of the new vector.
 
         Raises:
           ArgumentError: another width or layers than the model's, or a file of another model.
@@ -61,8 +74,8 @@ class SavedVectors:
         whole.check_model(loaded)
         return self.store.add(whole)
 
-    def get_vectors(self, vector_id: str) -> dict[Any, np.ndarray]:
-        """{layer: float32 [D]} of a stored vector, as `steering_vector` takes it; a gate is left out.
+    def get_vectors(self, vector_id: str) -> dict[LayerName, Float32[np.ndarray, " D"]]:
+        """Read a stored vector as {layer: vector}, as `steering_vector` takes it; a gate is left out.
 
         Raises:
           ArgumentError: no vector of this id; the message lists those there are.
@@ -70,11 +83,15 @@ class SavedVectors:
         """
         return self.store.get(vector_id).by_layer()
 
-    def describe(self, vector_id: str) -> dict[str, Any]:
-        """What is known of a stored vector besides its numbers; raises as `get_vectors`."""
+    def describe(self, vector_id: str) -> StoredSummary:
+        """Describe a stored vector: all that is known of it besides its numbers.
+
+        Raises:
+          ArgumentError, VectorError: as `get_vectors`.
+        """
         return {"id": vector_id, **self.store.get(vector_id).summary()}
 
-    def save_vectors(self, vectors_or_id: str | Mapping[Any, Any], path: str | os.PathLike[str]) -> None:
+    def save_vectors(self, vectors_or_id: str | LayerVectors, path: str | os.PathLike[str]) -> None:
         """Write vectors to a file for other programs.
 
         Args:
@@ -86,12 +103,14 @@ class SavedVectors:
         Raises:
           ArgumentError: an unknown id, another suffix, or what the kind of file cannot hold.
         """
-        by_id = isinstance(vectors_or_id, str)
-        vector = self.store.get(vectors_or_id) if by_id else from_mapping(vectors_or_id, self._loaded(None))
+        if isinstance(vectors_or_id, str):
+            vector = self.store.get(vectors_or_id)
+        else:
+            vector = from_mapping(vectors_or_id, self._loaded(None))
         formats.save(vector, path)
 
-    def load_vectors(self, path: str | os.PathLike[str]) -> dict[Any, np.ndarray]:
-        """{layer: float32 [D]} of a file: JSON, safetensors or a GGUF control vector, whatever its name.
+    def load_vectors(self, path: str | os.PathLike[str]) -> dict[LayerName, Float32[np.ndarray, " D"]]:
+        """Read {layer: vector} from a file: JSON, safetensors or a GGUF control vector, whatever its name.
 
         Layers are ints, or names such as `blocks.11.hook_resid_post`, where control vectors of other programs act.
 
@@ -101,8 +120,8 @@ class SavedVectors:
         """
         return formats.load(path)
 
-    def list(self) -> list[dict[str, Any]]:
-        """What is known of all stored vectors, oldest first. A corrupt file is warned of and left alone."""
+    def list(self) -> list[StoredSummary]:
+        """Describe all stored vectors, oldest first. A corrupt file is warned of and left alone."""
         return [{"id": id, **vector.summary()} for id, vector in self.store.items()]
 
     def delete(self, vector_id: str) -> None:
@@ -113,8 +132,8 @@ class SavedVectors:
         """
         self.store.delete(vector_id)
 
-    def resolve(self, spec: str | Mapping[Any, Any], model: Any = None) -> edits.RowSteering:
-        """What generation adds at strength 1: of an id, or of {layer: vector}.
+    def resolve(self, spec: str | LayerVectors, model: LoadedModel | str | None = None) -> edits.RowSteering:
+        """The steering that generation adds at strength 1, for an id or {layer: vector}.
 
         Args:
           spec: as `steering_vector` takes it.
@@ -130,3 +149,32 @@ class SavedVectors:
             vector.check_model(loaded)
             return vector.steering()
         return edits.parse_steering(spec, loaded.model.spec.width, loaded.model.spec.layers)
+
+    def preset(
+        self, name: str, strength: float = 0.0, model: LoadedModel | str | None = None, method: str | None = None
+    ) -> edits.RowSteering:
+        """The steering that generation adds for a preset, strength included. Its vector is made on first use.
+
+        Args:
+          name: one of `PRESETS`.
+          strength: 0, the default of `steering_strength`, is the preset's own.
+          model: as for `resolve`.
+          method: the name of the method that makes its vector; None is the preset's own.
+
+        Raises:
+          ArgumentError: an unknown preset or method; the message lists all.
+        """
+        preset = presets.find(name)
+        steering_method = preset.find_method(method)
+        with progress_bar(f"Making the preset {preset.name}", enabled=is_shown(None), unit="answers") as report:
+            vector = presets.load_or_make(self._loaded(model), preset, self.store, steering_method, report=report)
+        return vector.steering(strength or preset.strength)
+
+    def requests(self, loaded: LoadedModel) -> RequestBuilder:
+        """A builder of requests that knows this service's vectors and presets, and the session's models."""
+        return RequestBuilder(
+            loaded,
+            resolve=lambda id: self.resolve(id, loaded),
+            preset=lambda name, strength: self.preset(name, strength, loaded),
+            partners=lambda names: self.session.partners(names, beside=loaded),
+        )
