@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from mechanex_jax.constraints.json_schema.formula import STRING, Formula
+import functools
+from collections.abc import Mapping
+
+from mechanex_jax.constraints.json_schema.formula import ARRAY, OBJECT, STRING, Formula
 from mechanex_jax.constraints.json_schema.keywords import pattern_formula
-from mechanex_jax.constraints.json_schema.references import Place
-from mechanex_jax.constraints.json_schema.to_formula import Translator, keyword
+from mechanex_jax.constraints.json_schema.references import Place, Schema
+from mechanex_jax.constraints.json_schema.to_formula import Translator, count_bounds, keyword
 from mechanex_jax.storage.json_values import JsonValue
 
 # -- Objects -------------------------------------------------------------------------------------------------------------------
@@ -46,38 +49,20 @@ def _required(t: Translator, place: Place, value: list[str]) -> Formula:
     return t.if_object(*map(t.has, value))
 
 
-@keyword("minProperties")
-def _min_properties(t: Translator, place: Place, value: int) -> Formula:
-    return t.if_object(t.at_least("members", value))
+count_bounds("minProperties", "maxProperties", OBJECT, "members")
 
 
-@keyword("maxProperties")
-def _max_properties(t: Translator, place: Place, value: int) -> Formula:
-    return t.if_object(t.at_most("members", value))
-
-
-def _dependencies(t: Translator, place: Place, word: str) -> Formula:
-    """Each name of a keyword, if the object has it, asks for other names or a schema."""
+def _dependencies(t: Translator, place: Place, value: Mapping[str, list[str] | Schema], word: str) -> Formula:
+    """Each name of the keyword, if the object has it, asks for other names or a schema."""
     parts = []
-    for name, needed in place.get(word).items():
+    for name, needed in value.items():
         formula = t.formulas.all(map(t.has, needed)) if isinstance(needed, list) else t.below(place, word, name)
         parts.append(t.if_object(t.formulas.any((t.formulas.negation(t.has(name)), formula))))
     return t.formulas.all(parts)
 
 
-@keyword("dependentRequired")
-def _dependent_required(t: Translator, place: Place, value: dict[str, list[str]]) -> Formula:
-    return _dependencies(t, place, "dependentRequired")
-
-
-@keyword("dependentSchemas")
-def _dependent_schemas(t: Translator, place: Place, value: dict[str, JsonValue]) -> Formula:
-    return _dependencies(t, place, "dependentSchemas")
-
-
-@keyword("dependencies")
-def _either_dependencies(t: Translator, place: Place, value: dict[str, JsonValue]) -> Formula:
-    return _dependencies(t, place, "dependencies")
+for _word in ("dependentRequired", "dependentSchemas", "dependencies"):
+    keyword(_word)(functools.partial(_dependencies, word=_word))
 
 
 # -- Arrays --------------------------------------------------------------------------------------------------------------------
@@ -116,14 +101,7 @@ def _contains(t: Translator, place: Place, value: JsonValue) -> Formula:
     return t.if_array(*parts)
 
 
-@keyword("minItems")
-def _min_items(t: Translator, place: Place, value: int) -> Formula:
-    return t.if_array(t.at_least("count", value))
-
-
-@keyword("maxItems")
-def _max_items(t: Translator, place: Place, value: int) -> Formula:
-    return t.if_array(t.at_most("count", value))
+count_bounds("minItems", "maxItems", ARRAY, "count")
 
 
 @keyword("uniqueItems")

@@ -6,11 +6,14 @@ Keywords that have no function here, in `applicators` or in `unevaluated` are an
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 from mechanex_jax.constraints.json_schema import formats, numbers
-from mechanex_jax.constraints.json_schema.formula import ARRAY, BOOLEAN, NULL, NUMBER, OBJECT, STRING, Formula
+from mechanex_jax.constraints.json_schema.formula import ARRAY, BOOLEAN, NULL, NUMBER, OBJECT, STRING, Formula, Formulas
 from mechanex_jax.constraints.json_schema.references import Place
 from mechanex_jax.constraints.json_schema.strings import is_everything
-from mechanex_jax.constraints.json_schema.to_formula import Translator, keyword, refusal
+from mechanex_jax.constraints.json_schema.to_formula import Translator, count_bounds, keyword, refusal
 from mechanex_jax.constraints.regex import lookaround
 from mechanex_jax.errors import ConstraintError
 from mechanex_jax.storage.json_values import JsonValue
@@ -88,14 +91,7 @@ def _multiple_of(t: Translator, place: Place, value: float) -> Formula:
 # -- Strings -------------------------------------------------------------------------------------------------------------------
 
 
-@keyword("minLength")
-def _min_length(t: Translator, place: Place, value: int) -> Formula:
-    return t.if_string(t.at_least("length", value))
-
-
-@keyword("maxLength")
-def _max_length(t: Translator, place: Place, value: int) -> Formula:
-    return t.if_string(t.at_most("length", value))
+count_bounds("minLength", "maxLength", STRING, "length")
 
 
 def pattern_formula(t: Translator, place: Place, word: str, pattern: str) -> Formula:
@@ -126,23 +122,14 @@ def _format(t: Translator, place: Place, value: JsonValue) -> Formula:
 # -- Logic ---------------------------------------------------------------------------------------------------------------------
 
 
-def _branches(t: Translator, place: Place, word: str) -> list[Formula]:
-    return [t.below(place, word, i) for i in range(len(place.get(word)))]
+def _branches(
+    t: Translator, place: Place, value: list[JsonValue], word: str, combine: Callable[[Formulas, list[Formula]], Formula]
+) -> Formula:
+    return combine(t.formulas, [t.below(place, word, i) for i in range(len(value))])
 
 
-@keyword("allOf")
-def _all_of(t: Translator, place: Place, value: list[JsonValue]) -> Formula:
-    return t.formulas.all(_branches(t, place, "allOf"))
-
-
-@keyword("anyOf")
-def _any_of(t: Translator, place: Place, value: list[JsonValue]) -> Formula:
-    return t.formulas.any(_branches(t, place, "anyOf"))
-
-
-@keyword("oneOf")
-def _one_of(t: Translator, place: Place, value: list[JsonValue]) -> Formula:
-    return t.formulas.exactly_one(_branches(t, place, "oneOf"))
+for _word, _combine in (("allOf", Formulas.all), ("anyOf", Formulas.any), ("oneOf", Formulas.exactly_one)):
+    keyword(_word)(functools.partial(_branches, word=_word, combine=_combine))
 
 
 @keyword("not")

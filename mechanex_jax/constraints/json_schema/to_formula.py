@@ -44,6 +44,12 @@ def keyword(name: str) -> Callable[[Keyword], Keyword]:
     return register
 
 
+def count_bounds(least: str, most: str, bits: int, leaf: str) -> None:
+    """Register the two keywords that bound what a leaf counts in values of the types `bits`."""
+    keyword(least)(lambda t, place, value: t.formulas.if_type(bits, t.at_least(leaf, value)))
+    keyword(most)(lambda t, place, value: t.formulas.if_type(bits, t.at_most(leaf, value)))
+
+
 class Translator:
     """Translates the schemas of a document to formulas.
 
