@@ -1,8 +1,8 @@
 # ruff: noqa: E501 (a table: one case a line, or two)
 """Schemas with instances that they accept and reject, keyword by keyword: (name, schema, valid, invalid).
 
-The verdicts are those of the specification; `test_json_schema.py` also asks jsonschema for them, except where `SPELLING` says
-that it computes in binary floating point or with Python's regular expressions.
+The verdicts are those of the specification; `test_json_schema.py` also asks jsonschema for them, except where it computes in
+binary floating point or with Python's regular expressions.
 """
 
 from __future__ import annotations

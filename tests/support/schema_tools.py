@@ -1,4 +1,4 @@
-"""Asking an automaton about JSON values, random walks through it, and random schemas."""
+"""Verdicts of an automaton on JSON values, random walks through it, and random schemas."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def written(value: Any, ascii_only: bool = True) -> str:
 
 
 def _listed(schema: Any, names: dict[str, Any]) -> dict[str, Any]:
-    """The names that a schema lists, its own first, then those of its parts, in the order of their appearance."""
+    """The names in a schema's `properties`, then those in its parts', in the order of their appearance."""
     if isinstance(schema, dict):
         for name, inner in schema.get("properties", {}).items():
             names.setdefault(name, inner)
@@ -59,10 +59,10 @@ class Repeated(Exception):
 def read(text: bytes) -> Any:
     """The value of a text with exact numbers."""
 
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(found)) != len(found):
+    def distinct(members: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(members)) != len(members):
             raise Repeated
-        return dict(found)
+        return dict(members)
 
     def exact(number: str) -> int | Decimal:
         try:
@@ -72,7 +72,7 @@ def read(text: bytes) -> Any:
         # Where nothing is asked of a number its exponent may have any size.
         return int(value) if value.adjusted() < 1000 and value == value.to_integral_value() else value
 
-    return json.loads(text, object_pairs_hook=pairs, parse_float=exact)
+    return json.loads(text, object_pairs_hook=distinct, parse_float=exact)
 
 
 class Walker:
@@ -99,11 +99,11 @@ class Walker:
             ways = cost[targets]
             inner = np.where(back > 0, ways[called][:, : back.shape[1]], np.inf)
             ways[called] = (inner[:, :, None] + cost[back]).min(axis=1, initial=np.inf)
-            found = cost.copy()
-            np.minimum.at(found, sources, ways + step)
-            if np.array_equal(found, cost):
+            lower = cost.copy()
+            np.minimum.at(lower, sources, ways + step)
+            if np.array_equal(lower, cost):
                 return cost
-            cost = found
+            cost = lower
 
     def _left(self, matcher: Matcher) -> float:
         ways = self.cost[matcher.state]

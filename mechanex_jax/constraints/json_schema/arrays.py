@@ -74,15 +74,15 @@ class _ArrayRule(ContainerRule):
         self.values.read(source, f.any([f.all((value, part.must)) for value, part in parts.items()]), asked, then)
 
     def _settle_unique(self, must: Formula, goals: Goals) -> Remainder:
-        """The first remainder: "unique" is true where at most one item fits, otherwise needs to know the items' values."""
+        """The first remainder; where at most one item fits, "unique" is true, otherwise find the values that items can have."""
         f = self.formulas
         unique = [leaf for leaf in sorted_leaves((must, *goals)) if leaf.args[0] == "unique"]
         if not unique:
             return Remainder(must, goals)
         path = unique[0].args[2]
         parts = conjuncts(must)
-        most = [part.args[0].args[1] - 1 for part in parts if part.kind == "not" and part.args[0].args[0] == "count"]
-        if most and min(most) <= 1:
+        upper = [part.args[0].args[1] - 1 for part in parts if part.kind == "not" and part.args[0].args[0] == "count"]
+        if upper and min(upper) <= 1:
             changes = dict.fromkeys(unique, f.true)
         else:
             # One leaf for all: they ask the same.

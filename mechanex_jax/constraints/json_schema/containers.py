@@ -1,4 +1,4 @@
-"""What objects and arrays have in common: parts between brackets and commas, and a formula that changes from part to part."""
+"""Values of parts, objects and arrays: brackets, commas, and a formula that changes from part to part."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mechanex_jax.constraints.json_schema.to_automaton import ValueReader
 
 
 class Remainder(NamedTuple):
-    """What the parts that follow have to satisfy.
+    """The formulas left to hold of the parts that follow.
 
     Attributes:
       must: has to hold.

@@ -1,4 +1,4 @@
-"""Numbers as automata over their decimal text: what a schema can ask of them, decided exactly from left to right.
+"""Automata over the decimal text of numbers, which decide what a schema asks of them exactly, from left to right.
 
 Any JSON number may be read where nothing is asked of it. Where something is, a number with an exponent must be spelt as JSON
 writers do: one digit that isn't 0, perhaps a fraction, and an exponent of at most three digits (`1.5e+20`, `1e-07`); every
@@ -195,7 +195,7 @@ def comparison(bound: Fraction) -> CharDfa:
     scale = len(whole) - 1 if whole != "0" else -(len(fraction) - len(fraction.lstrip("0")) + 1)
 
     def signed(negative: bool, size: int) -> int:
-        """The label, given how the absolute values compare (-1, 0, 1)."""
+        """The label for the sign and the comparison of absolute values (-1, 0, 1)."""
         if bound > 0 and negative:
             return LESS
         if bound < 0 and not negative:
@@ -217,7 +217,7 @@ def comparison(bound: Fraction) -> CharDfa:
         return signed(negative, 1 if not significant or exponent > scale else -1 if exponent < scale else size)
 
     def settled(digits: str, at: int, size: int) -> tuple[int, int]:
-        """How many digits were read does not matter once the comparison is decided, nor beyond the bound's."""
+        """Forget how many digits were read where that does not matter: once the comparison is decided, and beyond the bound."""
         return (0, size) if size else (min(at, len(digits)), 0)
 
     # ("i", negative, digits read, comparison so far, mantissa) and ("f", negative, digits read or -1, comparison, mantissa);

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from decimal import Decimal
 
 import jsonschema
@@ -122,6 +125,24 @@ def test_schemas_may_be_text_or_models(schema):
 
     for other in (json.dumps(schema), Model):
         assert json_schema.pushdown_automaton(other).target.shape == json_schema.pushdown_automaton(schema).target.shape
+
+
+def test_a_schema_gives_the_same_automaton_in_every_process():
+    schema = {
+        "anyOf": [{"properties": {"a": {"maxLength": 3}}, "patternProperties": {"^b|a$": {"minimum": 2}}}, {"required": ["c"]}]
+    }
+    code = (
+        "import hashlib; from mechanex_jax.constraints import json_schema; "
+        f"p = json_schema.pushdown_automaton({schema!r}); "
+        "print(hashlib.sha256(b''.join(a.tobytes() for a in (p.classes, p.target, p.push, p.label, p.returns))).hexdigest())"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(outputs) == 1
 
 
 def test_a_bound_of_100_000_characters_holds():

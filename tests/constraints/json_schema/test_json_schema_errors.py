@@ -1,4 +1,4 @@
-"""What is refused, how quickly, and whether the error says where and why."""
+"""Refusals, and that the error says where and why."""
 
 from __future__ import annotations
 
