@@ -69,7 +69,9 @@ def read(text: bytes) -> Any:
             value = Decimal(number)
         except decimal.InvalidOperation:  # an exponent beyond Decimal's
             return Decimal(7) / 4 if "e-" in number.lower() else 10**400
-        # Where nothing is asked of a number its exponent may have any size.
+        # Where nothing is asked of a number its exponent may have any size, too large to divide.
+        if value and value.adjusted() >= decimal.getcontext().prec:
+            return 10**400 if value > 0 else -(10**400)
         return int(value) if value.adjusted() < 1000 and value == value.to_integral_value() else value
 
     return json.loads(text, object_pairs_hook=distinct, parse_float=exact)
