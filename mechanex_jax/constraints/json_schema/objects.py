@@ -86,28 +86,28 @@ class _ObjectRule(ContainerRule):
         return first if first >= 0 else self.new_state()
 
     def _key_state(self, targets: list[int]) -> int:
-        """A copy of the key graph for ends at these states, its nodes shared by all for which that makes no difference."""
-        graph = self.keys.graph
+        """A copy of the keys' automaton that ends at these states; copies share states where it makes no difference."""
+        dfa = self.keys.dfa
         useful = sum(1 << label for label, target in enumerate(targets) if target >= 0)
         waiting: list[tuple[int, int]] = []
 
-        def state_of(node: int) -> int:
-            reach = graph.reach[node] & useful
+        def copy_of(original: int) -> int:
+            reach = dfa.reach[original] & useful
             if not reach:
                 return -1
-            if graph.labels[node] >= 0:
-                return targets[graph.labels[node]]
-            key = (node, reach, tuple([targets[label] for label in _bits(reach)]))
+            if dfa.labels[original] >= 0:
+                return targets[dfa.labels[original]]
+            key = (original, reach, tuple([targets[label] for label in _bits(reach)]))
             if key not in self._key_states:
                 self._key_states[key] = self.new_state()
-                waiting.append((node, self._key_states[key]))
+                waiting.append((original, self._key_states[key]))
             return self._key_states[key]
 
-        first = state_of(graph.start)
+        first = copy_of(dfa.start)
         while waiting:
-            node, source = waiting.pop()
-            for mask, target in graph.edges[node]:
-                following = state_of(target)
+            original, source = waiting.pop()
+            for mask, target in dfa.edges[original]:
+                following = copy_of(target)
                 if following >= 0:
                     self.builder.edge(source, mask, following)
         return first

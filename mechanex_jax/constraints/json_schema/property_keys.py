@@ -29,11 +29,11 @@ class KeyClass:
 
 
 class KeyClasses:
-    """The classes of keys of an object, and a graph that tells them.
+    """The classes of keys of an object, and the automaton that tells them apart.
 
     Attributes:
       classes: by label.
-      graph: reads a key from behind its opening quote.
+      dfa: reads a key from behind its opening quote.
       label_of: the label of each name; names that can't come are left out.
       members: for each key formula the labels of which it is true, as bits.
     """
@@ -47,7 +47,7 @@ class KeyClasses:
 
         classifier = strings.classify(sorted_leaves((*named, *formulas)), decide)
         automaton = classifier.automaton
-        self.graph = automaton if isinstance(automaton, ByteDfa) else string_bytes.of_chars(automaton)
+        self.dfa = automaton if isinstance(automaton, ByteDfa) else string_bytes.of_chars(automaton)
         self.classes = classifier.outcomes
         self.label_of = {key.name: label for label, key in enumerate(self.classes) if key.name is not None}
         self.members = [

@@ -8,7 +8,7 @@ from mechanex_jax.constraints.json_schema.classifiers import Classifier, Valuati
 from mechanex_jax.constraints.json_schema.formula import Formula, holds, signature, sorted_leaves
 from mechanex_jax.constraints.json_schema.rules import MAX_LABELS, Rules
 from mechanex_jax.constraints.json_schema.steps import Continuation, Goals, Truths
-from mechanex_jax.constraints.json_schema.string_bytes import Chains
+from mechanex_jax.constraints.json_schema.string_bytes import LongStrings
 from mechanex_jax.constraints.json_schema.strings import Strings
 from mechanex_jax.constraints.json_schema.to_automaton import ValueReader
 
@@ -25,7 +25,7 @@ class Scalars:
 
     def __init__(self, strings: Strings, rules: Rules):
         self._strings, self._rules, self._builder = strings, rules, rules.builder
-        self._chains = Chains(rules.builder)
+        self._long_strings = LongStrings(rules.builder)
         self._classifiers: dict[tuple[str, Formula, Goals], Classifier[Truths]] = {}
 
     def read_number(self, values: ValueReader, source: int, must: Formula, goals: Goals, then: Continuation) -> None:
@@ -33,17 +33,16 @@ class Scalars:
         classifier = self._classifier("number", must, goals)
 
         def copy(source: int, then: Continuation) -> None:
-            graph, rule = classifier.automaton, self._builder.states[source].rule
-            assert isinstance(graph, ByteDfa)
+            dfa, rule = classifier.automaton, self._builder.states[source].rule
+            assert isinstance(dfa, ByteDfa)
             following = [then(truths) for truths in classifier.outcomes]
-            states = [self._builder.state(rule) for _ in graph.edges]
-            states[graph.start] = source
-            for node, edges in enumerate(graph.edges):
+            copies = [self._builder.state(rule) for _ in dfa.edges]
+            copies[dfa.start] = source
+            for state, edges, label in zip(copies, dfa.edges, dfa.labels, strict=True):
                 for mask, target in edges:
-                    self._builder.edge(states[node], mask, states[target])
-                label = graph.labels[node]
-                if label >= 0 and (state := following[label]) is not None:
-                    self._rules.alias(states[node], state)
+                    self._builder.edge(state, mask, copies[target])
+                if label >= 0 and (after := following[label]) is not None:
+                    self._rules.alias(state, after)
 
         if classifier.size <= _MAX_INLINE:
             copy(source, then)
@@ -61,7 +60,7 @@ class Scalars:
             if isinstance(automaton, ByteDfa):
                 start = self._builder.copy(rule, automaton, ends)
             elif automaton.start:
-                start = self._chains.copy(rule, automaton, ends, classifier.as_written)
+                start = self._long_strings.copy(rule, automaton, ends, classifier.as_written)
             else:
                 return
             self._builder.edge(source, 1 << ord('"'), start)

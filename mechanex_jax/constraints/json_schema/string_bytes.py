@@ -1,4 +1,4 @@
-"""Strings in bytes: graphs that read from behind the opening quote up to and with the closing one.
+"""Strings in bytes: automata that read from behind the opening quote up to and with the closing one.
 
 Strings of which nothing is asked but their length may use every escape that JSON has. All others, and keys, are spelt as JSON
 writers do: a character that needs no escape stands for itself, one above U+007F stands for itself or is written `\\uXXXX` (a
@@ -8,11 +8,11 @@ pair of them above U+FFFF). So a key has one spelling, and an alias of it is no 
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.byte_dfa import ALL_BYTES, ByteDfa
+from mechanex_jax.constraints.automata.byte_dfa import ALL_BYTES, ByteDfa, byte_mask
 from mechanex_jax.constraints.automata.dfa import CharDfa, everything
 from mechanex_jax.constraints.automata.encoding import to_bytes
 from mechanex_jax.constraints.automata.minimize import unique_rows
@@ -21,23 +21,26 @@ from mechanex_jax.constraints.automata.pushdown_builder import Builder
 _QUOTE = 1 << 0x22
 _SHORT = {'"': b'\\"', "\\": b"\\\\", "\b": b"\\b", "\f": b"\\f", "\n": b"\\n", "\r": b"\\r", "\t": b"\\t"}
 _DIGITS = [1 << ord(f"{i:x}") | 1 << ord(f"{i:X}") for i in range(16)]
-# States that longer automata of characters share for what follows a first byte, by a call.
-_INLINE = 64
+_MIN_LONG = 65  # states of an automaton over characters from which on it may be copied by `LongStrings`
+_MIN_SHARING = 16  # how many of its states on average are laid out alike
 
 
 # -- The spelling of JSON writers ----------------------------------------------------------------------------------------------
+
+
+def _union(masks: Iterable[int]) -> int:
+    return functools.reduce(int.__or__, masks, 0)
 
 
 def _writers() -> list[list[tuple[int, int]]]:
     r"""States inside an escape: 0 outside, 1 behind `\`, 2 behind `\u`, 3 `\u0`, 4 `\u00`, 5 to 7 before the last digits."""
 
     def digits(*values: int) -> int:
-        return functools.reduce(int.__or__, (_DIGITS[value] for value in values))
+        return _union(_DIGITS[value] for value in values)
 
-    short = functools.reduce(int.__or__, (1 << byte for byte in b'"\\bfnrt'))
     return [
         [(1 << 0x5C, 1), (ALL_BYTES & ~(1 << 0x5C), 0)],
-        [(short, 0), (1 << ord("u"), 2)],
+        [(byte_mask(b'"\\bfnrt'), 0), (1 << ord("u"), 2)],
         [(digits(0), 3), (digits(*range(1, 16)), 5)],
         [(digits(0), 4), (digits(*range(1, 16)), 6)],
         [(digits(0, 1), 7), (digits(*range(8, 16)), 7)],  # below U+0020, from U+0080 on
@@ -50,30 +53,30 @@ def _writers() -> list[list[tuple[int, int]]]:
 _WRITERS = _writers()
 
 
-def as_written(graph: ByteDfa) -> ByteDfa:
-    """The part of a string graph that is spelt as JSON writers do; minimal."""
+def as_written(dfa: ByteDfa) -> ByteDfa:
+    """The part of a string automaton that is spelt as JSON writers do; minimal."""
     out = ByteDfa([], [], 0)
-    numbers = {(graph.start, 0): out.state()}
-    order = [(graph.start, 0)]
-    for node, inside in order:
-        for mask, target in graph.edges[node]:
+    numbers = {(dfa.start, 0): out.state()}
+    order = [(dfa.start, 0)]
+    for state, inside in order:
+        for mask, target in dfa.edges[state]:
             for allowed, following in _WRITERS[inside]:
                 if mask & allowed:
                     key = (target, following)
                     if key not in numbers:
-                        numbers[key] = out.state(graph.labels[target])
+                        numbers[key] = out.state(dfa.labels[target])
                         order.append(key)
-                    out.edges[numbers[node, inside]].append((mask & allowed, numbers[key]))
+                    out.edges[numbers[state, inside]].append((mask & allowed, numbers[key]))
     return out.minimize()
 
 
 def of_chars(dfa: CharDfa) -> ByteDfa:
-    """The graph of an automaton over characters, spelt as JSON writers do."""
+    """The automaton over bytes of one over characters, spelt as JSON writers do."""
     return as_written(to_bytes(dfa, "json", b'"'))
 
 
 @functools.cache
-def _free() -> ByteDfa:
+def _any_text() -> ByteDfa:
     return of_chars(everything())
 
 
@@ -82,7 +85,7 @@ def of_texts(texts: Mapping[str, int], others: int = -1) -> ByteDfa:
 
     With `others`, the texts have to be plain: ASCII without anything that needs an escape.
     """
-    free = _free() if others >= 0 else ByteDfa([], [], 0)
+    free = _any_text() if others >= 0 else ByteDfa([], [], 0)
     out = ByteDfa([list(edges) for edges in free.edges], [others if end >= 0 else -1 for end in free.labels], 0)
     ends: dict[int, int] = {}
     children: dict[tuple[int, str], int] = {}
@@ -91,21 +94,21 @@ def of_texts(texts: Mapping[str, int], others: int = -1) -> ByteDfa:
     for text, label in texts.items():
         if any("\ud800" <= char <= "\udfff" for char in text):
             continue
-        node = out.start
+        state = out.start
         for char in text:
-            known = children.get((node, char))
+            known = children.get((state, char))
             if known is None:
-                known = children[node, char] = out.state()
-                fans.setdefault(node, _Fan(out, node)).add(char, known)
-            node = known
+                known = children[state, char] = out.state()
+                fans.setdefault(state, _Fan(out, state)).add(char, known)
+            state = known
         if label not in ends:
             ends[label] = out.state(label)
-        out.edges[node].append((_QUOTE, ends[label]))
+        out.edges[state].append((_QUOTE, ends[label]))
     if others >= 0:
-        for node in range(len(free.edges), len(out.edges)):
-            if node not in ends.values():
-                taken = functools.reduce(int.__or__, (mask for mask, _ in out.edges[node]), 0)
-                out.edges[node] += [(mask & ~taken, to) for mask, to in free.edges[free.start] if mask & ~taken]
+        for state in range(len(free.edges), len(out.edges)):
+            if state not in ends.values():
+                taken = _union(mask for mask, _ in out.edges[state])
+                out.edges[state] += [(mask & ~taken, to) for mask, to in free.edges[free.start] if mask & ~taken]
     return out
 
 
@@ -115,11 +118,11 @@ def is_plain(text: str) -> bool:
 
 
 class _Fan:
-    """The spellings of the characters that may follow one node."""
+    """The spellings of the characters that may follow one state."""
 
-    def __init__(self, graph: ByteDfa, node: int):
-        self.graph, self.node = graph, node
-        self.known: dict[tuple[int, ...], int] = {(): node}
+    def __init__(self, dfa: ByteDfa, state: int):
+        self.dfa, self.state = dfa, state
+        self.inner: dict[tuple[int, ...], int] = {}  # by the masks read so far
 
     def add(self, char: str, target: int) -> None:
         if char in _SHORT:
@@ -134,14 +137,14 @@ class _Fan:
                 self._path([mask for unit in pairs for mask in _escaped(unit)], target)
 
     def _path(self, masks: Sequence[int], target: int) -> None:
-        node = self.node
+        state = self.state
         for at in range(1, len(masks)):
             key = tuple(masks[:at])
-            if key not in self.known:
-                self.known[key] = self.graph.state()
-                self.graph.edges[node].append((masks[at - 1], self.known[key]))
-            node = self.known[key]
-        self.graph.edges[node].append((masks[-1], target))
+            if key not in self.inner:
+                self.inner[key] = self.dfa.state()
+                self.dfa.edges[state].append((masks[at - 1], self.inner[key]))
+            state = self.inner[key]
+        self.dfa.edges[state].append((masks[-1], target))
 
 
 def _escaped(unit: int) -> list[int]:
@@ -151,8 +154,8 @@ def _escaped(unit: int) -> list[int]:
 # -- Into a builder ------------------------------------------------------------------------------------------------------------
 
 
-class Chains:
-    """Long automata over characters, with one state for each of theirs.
+class LongStrings:
+    """Copies long automata over characters, with one state for each of theirs.
 
     Where a character takes several bytes, its first byte calls a rule that reads the rest of it, shared by all states whose
     next states are laid out alike; the label says which of them comes next.
@@ -160,69 +163,69 @@ class Chains:
 
     def __init__(self, builder: Builder):
         self.builder = builder
-        self.rests: dict[Hashable, int] = {}
+        self._rest_rules: dict[Hashable, int] = {}
 
-    def copy(self, rule: int, dfa: CharDfa, into: Mapping[int, int], written: bool) -> int:
+    def copy(self, rule: int, dfa: CharDfa, into: Mapping[int, int], spelt_as_written: bool) -> int:
         """Copy an automaton into a rule, each label followed by a closing quote and a state; returns the copy of its start.
 
         Args:
           rule: where to.
           dfa: minimal, without states that don't matter.
           into: label -> state behind the closing quote.
-          written: only as JSON writers spell it.
+          spelt_as_written: only as JSON writers spell it.
         """
         builder = self.builder
-        names = [-1] + [builder.state(rule) for _ in range(len(dfa.next) - 1)]
-        rows, kind_of = unique_rows(_slots(dfa.next))
-        kinds = [self._kind(dfa, row.tolist(), written) for row in rows]
-        table = dfa.next.tolist()
-        for state, kind in enumerate(kind_of.tolist()):
-            if not state:
+        copies = [-1] + [builder.state(rule) for _ in range(len(dfa.next) - 1)]
+        layouts, layout_of = unique_rows(_layouts(dfa.next))
+        edges = [self._edges(dfa, layout.tolist(), spelt_as_written) for layout in layouts]
+        for state, row, label, layout in zip(copies, dfa.next.tolist(), dfa.label.tolist(), layout_of.tolist(), strict=True):
+            if state < 0:
                 continue
-            direct, rest, slots = kinds[kind]
-            row = table[state]
+            direct, rest, columns = edges[layout]
             for mask, column in direct:
-                builder.edge(names[state], mask, names[row[column]])
+                builder.edge(state, mask, copies[row[column]])
             if rest >= 0:
-                builder.call(names[state], rest, {label: names[row[column]] for label, column in slots})
-            if dfa.label[state] >= 0 and int(dfa.label[state]) in into:
-                builder.edge(names[state], _QUOTE, into[int(dfa.label[state])])
-        return names[dfa.start]
+                builder.call(state, rest, {end: copies[row[column]] for end, column in columns.items()})
+            if label in into:
+                builder.edge(state, _QUOTE, into[label])
+        return copies[dfa.start]
 
-    def _kind(self, dfa: CharDfa, row: list[int], written: bool) -> tuple[list, int, list]:
-        """Of states with this row of slots: direct edges (mask, column), the rule for the rest, its labels' columns."""
-        columns = sorted({slot for slot in row if slot >= 0})
-        label = {slot: i for i, slot in enumerate(columns)}
-        table = np.zeros((2 + len(columns), len(row)), np.int32)
-        table[1] = [2 + label[slot] if slot >= 0 else 0 for slot in row]
+    def _edges(
+        self, dfa: CharDfa, layout: list[int], spelt_as_written: bool
+    ) -> tuple[list[tuple[int, int]], int, dict[int, int]]:
+        """For states of this layout: edges (mask, column), the rule for the rest of longer characters, its labels' columns."""
+        columns = sorted({column for column in layout if column >= 0})
+        label = {column: i for i, column in enumerate(columns)}
+        table = np.zeros((2 + len(columns), len(layout)), np.int32)
+        table[1] = [2 + label[column] if column >= 0 else 0 for column in layout]
         one = CharDfa(dfa.bounds, dfa.classes, table, np.array([-1, -1, *range(len(columns))], np.int16), 1)
-        graph = to_bytes(one, "json")
-        if written:
-            graph = as_written(graph)
+        spelt = to_bytes(one, "json")
+        if spelt_as_written:
+            spelt = as_written(spelt)
         direct, indirect = [], []
-        for mask, target in graph.edges[graph.start]:
-            end = graph.labels[target]
+        for mask, target in spelt.edges[spelt.start]:
+            end = spelt.labels[target]
             (direct if end >= 0 else indirect).append((mask, columns[end] if end >= 0 else target))
         if not indirect:
-            return direct, -1, []
-        key = (*map(tuple, (dfa.bounds.tolist(), dfa.classes.tolist(), row)), written)
-        if key not in self.rests:
-            rule = self.rests[key] = self.builder.rule("rest of a character")
+            return direct, -1, {}
+        key = (*map(tuple, (dfa.bounds.tolist(), dfa.classes.tolist(), layout)), spelt_as_written)
+        if key not in self._rest_rules:
+            rule = self._rest_rules[key] = self.builder.rule("rest of a character")
             ends = {i: self.builder.state(rule, i) for i in range(len(columns))}
-            graph.edges[graph.start] = indirect
-            self.builder.starts[rule] = self.builder.copy(rule, graph, ends)
-        reached = functools.reduce(int.__or__, (graph.reach[target] for _, target in indirect), 0)
-        return direct, self.rests[key], [(i, column) for i, column in enumerate(columns) if reached >> i & 1]
+            spelt.edges[spelt.start] = indirect
+            self.builder.starts[rule] = self.builder.copy(rule, spelt, ends)
+        reached = _union(spelt.reach[target] for _, target in indirect)
+        return direct, self._rest_rules[key], {i: column for i, column in enumerate(columns) if reached >> i & 1}
 
 
-def _slots(table: np.ndarray) -> np.ndarray:
+def _layouts(table: np.ndarray) -> np.ndarray:
     """Each entry replaced by the first column with the same target, -1 for the dead state."""
-    slots = np.stack([np.argmax(table == table[:, [c]], axis=1) for c in range(table.shape[1])], axis=1)
-    slots[table == 0] = -1
-    return slots.astype(np.int32)
+    first = np.stack([np.argmax(table == table[:, [c]], axis=1) for c in range(table.shape[1])], axis=1)
+    first[table == 0] = -1
+    return first.astype(np.int32)
 
 
 def is_long(dfa: CharDfa) -> bool:
-    """Whether an automaton should be copied as a chain: it has many states, few of which are laid out differently."""
+    """Whether `LongStrings` should copy an automaton: it has many states, few of which are laid out differently."""
     count = len(dfa.next)
-    return count > _INLINE and len(unique_rows(_slots(dfa.next))[0]) <= count // 16
+    return count >= _MIN_LONG and len(unique_rows(_layouts(dfa.next))[0]) <= count // _MIN_SHARING

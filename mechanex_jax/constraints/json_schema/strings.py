@@ -114,11 +114,11 @@ def _classify_texts(leaves: Sequence[Formula], decide: Decision[Outcome]) -> Cla
         return None
     by_text = {leaf.args[1]: labels.label(lambda other, leaf=leaf: other is leaf) for leaf in leaves}
     by_text = {text: label for text, label in by_text.items() if label != others}
-    graph = string_bytes.of_texts(by_text, others)
+    dfa = string_bytes.of_texts(by_text, others)
     # Where every text has its own label there is nothing to share.
     if len(set(by_text.values())) < len(by_text):
-        graph = graph.minimize()
-    return Classifier(graph, labels.outcomes)
+        dfa = dfa.minimize()
+    return Classifier(dfa, labels.outcomes)
 
 
 def _thresholds(bounds: Sequence[int]) -> CharDfa:
