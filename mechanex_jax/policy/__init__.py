@@ -1,4 +1,4 @@
-"""`mx.policy`: how a text is to come about, as data: sampling, steering, constraints, verifiers, retries and what is best.
+"""`mx.policy`: policies, which describe as data how a text is made: sampling, steering, constraints, verifiers, retries.
 
 The functions of this module work on the default session; `Mechanex(...).policy` has the same ones for a session of its own.
 """

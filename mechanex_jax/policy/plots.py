@@ -1,37 +1,42 @@
-"""A picture of a search for a policy."""
+"""A plot of a search for a policy."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mechanex_jax.errors import expected
+from mechanex_jax.policy.tuning import SearchResult
 from mechanex_jax.steering.plots import figure_class
+from mechanex_jax.storage.json_values import JsonValue
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _COLUMNS = 3
-_LONGEST = 16  # characters of a value
+_MAX_LABEL = 16  # characters of a value
 
 
-def plot(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Trials in order with the best score so far, then one panel for each axis: scores by value, and their means.
+def plot(result: SearchResult, path: str | os.PathLike[str]) -> None:
+    """Draw trials in order with the best score so far, then one panel for each axis: scores by value, and their means.
 
     Args:
-      found: what `auto_tune` returned.
-      path: of the picture; its suffix says which kind.
+      result: what `auto_tune` returned.
+      path: of the picture; its suffix says the file format.
 
     Raises:
       MechanexError: matplotlib is not installed.
       ArgumentError: a file name that matplotlib cannot write.
     """
     figure_type = figure_class()
-    trials = found["trials"]
+    trials = result["trials"]
     scores = np.array([trial["avg_score"] for trial in trials])
-    best = next(at for at, trial in enumerate(trials) if trial is found["best_trial"] or trial == found["best_trial"])
-    varied = [name for name in trials[0]["values"] if len({_shown(trial["values"][name]) for trial in trials}) > 1]
+    best = trials.index(result["best_trial"])
+    varied = [name for name in trials[0]["values"] if len({_label(trial["values"][name]) for trial in trials}) > 1]
     rows = -(-(1 + len(varied)) // _COLUMNS)
     columns = min(_COLUMNS, 1 + len(varied))
     figure = figure_type(figsize=(4.5 * columns, 3.5 * rows), layout="constrained")
@@ -52,22 +57,23 @@ def plot(found: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
         raise expected("path", str(path), f"a name of a picture, such as tuning.png ({error})") from error
 
 
-def _axis(panel: Any, name: str, values: list[Any], scores: np.ndarray, best: int) -> None:
-    """Scores by the values of an axis: numbers in order, others as they came."""
-    distinct = {_shown(value): value for value in values}
-    ordered = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+def _axis(panel: Axes, name: str, values: Sequence[JsonValue], scores: np.ndarray, best: int) -> None:
+    """Draw scores by the values of an axis: numbers in their order, others in that of the trials."""
+    labels = list(dict.fromkeys(map(_label, values)))
+    numbers = [value for value in values if isinstance(value, (int, float)) and not isinstance(value, bool)]
+    ordered = len(numbers) == len(values)
     if ordered:
-        distinct = dict(sorted(distinct.items(), key=lambda item: item[1]))
-    places = {shown: at for at, shown in enumerate(distinct)}
-    at = np.array([places[_shown(value)] for value in values])
+        labels.sort(key={_label(value): value for value in numbers}.__getitem__)
+    places = {label: at for at, label in enumerate(labels)}
+    at = np.array([places[_label(value)] for value in values])
     panel.plot(at, scores, "o", markersize=4, color="0.6")
     means = [scores[at == place].mean() for place in places.values()]
     panel.plot(range(len(places)), means, **({} if ordered else {"linestyle": "", "marker": "_", "markersize": 16}))
     panel.plot(at[best], scores[best], "*", markersize=12, color="C1")
-    labels = [shown if len(shown) <= _LONGEST else shown[: _LONGEST - 1] + "…" for shown in places]
+    labels = [label if len(label) <= _MAX_LABEL else label[: _MAX_LABEL - 1] + "…" for label in labels]
     panel.set_xticks(range(len(places)), labels, rotation=30 if max(map(len, labels)) > 4 else 0, fontsize=8)
     panel.set_xlabel(name)
 
 
-def _shown(value: Any) -> str:
+def _label(value: JsonValue) -> str:
     return value if isinstance(value, str) else json.dumps(value)

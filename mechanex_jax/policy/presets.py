@@ -1,22 +1,28 @@
-"""Ready policies: plain dicts for `mx.policy.run`, `save` and `generate(policy=...)`, to change as you like."""
+"""Ready-made policies: plain dicts for `mx.policy.run`, `save` and `generate(policy=...)`, which a user may change freely."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from mechanex_jax.errors import expected
 from mechanex_jax.policy.tool_schema import as_schema
 from mechanex_jax.steering import presets
 from mechanex_jax.storage.json_values import plain
 
+PolicyDict: TypeAlias = dict[str, Any]
+"""A policy as a user writes it: sections of fields, to be read by `mechanex_jax.policy.controls`, which checks every part."""
 
-def strict_json_extraction(schema: Any, name: str = "strict_json_small_v1") -> dict[str, Any]:
-    """JSON that holds a schema, from the better of two cautious candidates, with repair and two retries.
+
+def strict_json_extraction(schema: object, name: str = "strict_json_small_v1") -> PolicyDict:
+    """Ask for JSON that a schema accepts: the better of two candidates at low temperature, with repair and two retries.
 
     Args:
-      schema: as `json_schema` of `generate`.
+      schema: as `json_schema` of `generate`: a mapping, a JSON text, or a class with `model_json_schema`.
       name: of the policy.
+
+    Raises:
+      ArgumentError: no JSON Schema.
     """
     return {
         "name": name,
@@ -29,10 +35,10 @@ def strict_json_extraction(schema: Any, name: str = "strict_json_small_v1") -> d
     }
 
 
-def fast_tool_router(name: str = "fast_tool_router_qwen") -> dict[str, Any]:
-    """A tool call, {"tool_name": ..., "arguments": {...}}, drafted and checked several tokens at a time, within 1.2 seconds.
+def fast_tool_router(name: str = "fast_tool_router_qwen") -> PolicyDict:
+    """Ask for a tool call, {"tool_name": ..., "arguments": {...}}, within 1.2 seconds, by speculative decoding.
 
-    Set `constraints.tool_schema` to hold it to your tools. `sampling.draft_model` names what drafts.
+    Set `constraints.tool_schema` to hold it to your tools, and `sampling.draft_model` to draft with a model of yours.
     """
     return {
         "name": name,
@@ -45,8 +51,8 @@ def fast_tool_router(name: str = "fast_tool_router_qwen") -> dict[str, Any]:
     }
 
 
-def diverse_chatbot(name: str = "diverse_chatbot_ads") -> dict[str, Any]:
-    """The likeliest of three answers that determinantal sampling makes differ."""
+def diverse_chatbot(name: str = "diverse_chatbot_ads") -> PolicyDict:
+    """Ask for the likeliest of three answers, which determinantal sampling makes differ."""
     return {
         "name": name,
         "task_profile": {"name": "Concise customer support"},
@@ -64,11 +70,11 @@ def diverse_chatbot(name: str = "diverse_chatbot_ads") -> dict[str, Any]:
     }
 
 
-def ensemble_vote(models: Sequence[str], name: str = "ensemble_vote_v1") -> dict[str, Any]:
-    """Each token by the vote of several models.
+def ensemble_vote(models: Sequence[str], name: str = "ensemble_vote_v1") -> PolicyDict:
+    """Let several models vote on each token.
 
     Args:
-      models: names of those that vote with the loaded one.
+      models: names of models that vote with the loaded one, at least one.
       name: of the policy.
 
     Raises:
@@ -92,23 +98,23 @@ def ensemble_vote(models: Sequence[str], name: str = "ensemble_vote_v1") -> dict
     }
 
 
-def steering_preset(preset: str, name: str | None = None, sampling_method: str = "top-k") -> dict[str, Any]:
-    """Answers steered by a preset at strength 0.35.
+def steering_preset(preset: str, name: str | None = None, sampling_method: str = "top-k") -> PolicyDict:
+    """Steer answers by a preset at strength 0.35.
 
     Args:
       preset: one of `mx.steering.PRESETS`.
-      name: of the policy; None is "steering_" and the preset's.
+      name: of the policy; None is "steering_" and the preset's name.
       sampling_method: as in `generate`.
 
     Raises:
       ArgumentError: an unknown preset.
     """
-    found = presets.find(preset).name
+    preset = presets.find(preset).name
     return {
-        "name": name or f"steering_{found}",
+        "name": name or f"steering_{preset}",
         "task_profile": {"name": "Steering preset policy"},
         "objective": {"name": "quality"},
         "sampling": {"method": sampling_method, "temperature": 0.7, "top_p": 0.9},
-        "steering": {"enabled": True, "preset": found, "strength": 0.35},
+        "steering": {"enabled": True, "preset": preset, "strength": 0.35},
         "optimization": {"best_of_n": 1, "retry_on_failure": 1},
     }

@@ -1,56 +1,117 @@
-"""The rounds of one run: which candidates to decode next, given those there are; which of them wins."""
+"""Rounds of a run: which candidates to decode next, given those there are, and which of them wins."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Generator, Sequence
+from typing import NotRequired, TypedDict
 
 from mechanex_jax.engine.config import GenerationConfig
-from mechanex_jax.engine.request import Completion
+from mechanex_jax.engine.request import Completion, Prompt
 from mechanex_jax.engine.seeds import candidate_seed
 from mechanex_jax.policy import repair_prompts
 from mechanex_jax.policy.plan import Plan
 from mechanex_jax.policy.verifiers import agreement
 
-ACCEPTED = 0.5  # the least score
+MIN_ACCEPTED_SCORE = 0.5
+
+
+class CandidateRecord(TypedDict):
+    """A candidate as a trace holds it; fields as those of `Candidate`, `Slot` and its arguments."""
+
+    output: str
+    accepted: bool
+    score: float
+    confidence: float
+    latency_ms: int
+    tokens: int
+    constraints_ok: bool
+    verifier_ok: bool
+    reason: str
+    sampling_method: str
+    temperature: float
+    top_p: float
+    seed: int
+    round: int
+    slot: int
+    finish_reason: str
+    likelihood: NotRequired[float]
+    agreement: NotRequired[float]
+    method: NotRequired[dict[str, object]]
+    uncontained: NotRequired[list[str]]
+
+
+class RoundEvent(TypedDict):
+    """Why a round after the first took place, and the best score before it."""
+
+    round: int
+    trigger: str | None
+    winner_score: float
+
+
+class RunTrace(TypedDict):
+    """All that happened in a run."""
+
+    policy_name: str | None
+    task_profile: str
+    objective: str
+    candidates: list[CandidateRecord]
+    retry_events: list[RoundEvent]
+    selection: CandidateRecord
+    total_tokens: int
+
+
+class RunResult(TypedDict):
+    """What `mx.policy.run` returns: the winner's text and figures, and the trace where it is asked for."""
+
+    output: str
+    accepted: bool
+    score: float
+    confidence: float
+    tokens: int
+    constraints_ok: bool
+    verifier_ok: bool
+    latency_ms: int
+    policy_id: str | None
+    trace: RunTrace | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Slot:
-    """A candidate to be.
+    """A place in a round: one candidate that is to be decoded.
 
     Attributes:
-      prompt: what it continues; another than the run's where it repairs or revises a text.
+      prompt: what the candidate continues; another than the run's where it repairs or revises a text.
       config: its arguments.
-      seed: its own.
-      round, slot: its place.
+      seed: of its random draws.
+      round: number of the round, from 0.
+      index: number of the slot in its round, from 0.
     """
 
-    prompt: Any
+    prompt: Prompt
     config: GenerationConfig
     seed: int
     round: int
-    slot: int
+    index: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """A text, judged.
+    """A text that was decoded and judged.
 
     Attributes:
-      slot: what it was asked for.
-      completion: what came of it.
-      latency_ms: of its round.
-      constraints_ok: no constraint is broken.
-      verifier_ok: no verifier complains.
-      score: 1 less what the complaints cost.
+      slot: prompt, arguments and seed that it was decoded with.
+      completion: text, tokens and log-probabilities.
+      latency_ms: time that its round took.
+      constraints_ok: whether it breaks no constraint.
+      verifier_ok: whether no verifier complains.
+      score: 1 less the penalties of all complaints.
       reasons: the complaints.
-      likelihood: mean log-likelihood of its tokens after the run's prompt, under the untempered, unsteered model; None where it
-        is not reranked.
-      agreement: share of its round that gives the same answer; None where nobody asks.
+      likelihood: mean log-likelihood of its tokens after the run's prompt, under the untempered, unsteered model; None where
+        the policy does not rerank.
+      agreement: share of its round that gives the same answer; None unless the policy enables "factuality".
       uncontained: what its code could have reached while it was tested, see `mechanex_jax.policy.sandbox`.
     """
 
@@ -67,17 +128,19 @@ class Candidate:
 
     @property
     def accepted(self) -> bool:
-        return self.constraints_ok and self.score >= ACCEPTED
+        """Whether it holds all constraints and scores `MIN_ACCEPTED_SCORE` or more."""
+        return self.constraints_ok and self.score >= MIN_ACCEPTED_SCORE
 
     @property
     def confidence(self) -> float:
-        """Geometric mean of the model's own probabilities of the tokens; of no tokens, 0."""
-        return mean_probability(self.completion.logprobs)
+        """Geometric mean of the model's own probabilities of the tokens; 0 where there are no tokens."""
+        logprobs = self.completion.logprobs
+        return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 0.0
 
-    def described(self) -> dict[str, Any]:
-        """As a trace has it."""
+    def record(self) -> CandidateRecord:
+        """The candidate as a trace holds it."""
         slot, config = self.slot, self.slot.config
-        found = {
+        record: CandidateRecord = {
             "output": self.completion.text,
             "accepted": self.accepted,
             "score": self.score,
@@ -92,84 +155,94 @@ class Candidate:
             "top_p": config.top_p,
             "seed": slot.seed,
             "round": slot.round,
-            "slot": slot.slot,
+            "slot": slot.index,
             "finish_reason": self.completion.finish_reason,
         }
-        weighed = {"likelihood": self.likelihood, "agreement": self.agreement}
-        method = {"method": dict(self.completion.trace)} if self.completion.trace else {}
-        method |= {"uncontained": list(self.uncontained)} if self.uncontained else {}
-        return {**found, **{name: value for name, value in weighed.items() if value is not None}, **method}
-
-
-def mean_probability(logprobs: Sequence[float]) -> float:
-    """exp of the mean; 0 where there is none."""
-    return math.exp(sum(logprobs) / len(logprobs)) if logprobs else 0.0
+        if self.likelihood is not None:
+            record["likelihood"] = self.likelihood
+        if self.agreement is not None:
+            record["agreement"] = self.agreement
+        if self.completion.trace:
+            record["method"] = dict(self.completion.trace)
+        if self.uncontained:
+            record["uncontained"] = list(self.uncontained)
+        return record
 
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What a run comes to.
+    """A run that has ended.
 
     Attributes:
       plan: how it was run.
       winner: the best candidate.
       candidates: all of them, by round and slot.
-      events: what further rounds were for.
-      latency_ms: of the whole run.
+      events: one for each round after the first.
+      latency_ms: time that the whole run took.
     """
 
     plan: Plan
     winner: Candidate
     candidates: tuple[Candidate, ...]
-    events: tuple[Mapping[str, Any], ...]
+    events: tuple[RoundEvent, ...]
     latency_ms: int
 
-    def trace(self) -> dict[str, Any]:
-        """What happened, as JSON has it."""
+    def trace(self) -> RunTrace:
+        """All that happened, in values that JSON can hold."""
         policy = self.plan.policy
         return {
             "policy_name": policy.name,
             "task_profile": policy.task_profile.name,
             "objective": policy.objective.name,
-            "candidates": [candidate.described() for candidate in self.candidates],
-            "retry_events": [dict(event) for event in self.events],
-            "selection": self.winner.described(),
+            "candidates": [candidate.record() for candidate in self.candidates],
+            "retry_events": [event.copy() for event in self.events],
+            "selection": self.winner.record(),
             "total_tokens": sum(len(candidate.completion.tokens) for candidate in self.candidates),
         }
 
-    def described(self, include_trace: bool) -> dict[str, Any]:
-        """What `policy.run` returns."""
-        found = self.winner.described()
-        names = ("output", "accepted", "score", "confidence", "tokens", "constraints_ok", "verifier_ok")
+    def result(self, include_trace: bool) -> RunResult:
+        """The winner's text and figures as `mx.policy.run` returns them."""
+        winner = self.winner.record()
         return {
-            **{name: found[name] for name in names},
+            "output": winner["output"],
+            "accepted": winner["accepted"],
+            "score": winner["score"],
+            "confidence": winner["confidence"],
+            "tokens": winner["tokens"],
+            "constraints_ok": winner["constraints_ok"],
+            "verifier_ok": winner["verifier_ok"],
             "latency_ms": self.latency_ms,
             "policy_id": self.plan.policy.id,
             "trace": self.trace() if include_trace else None,
         }
 
 
+Decoding = Generator[list[Slot], Sequence[Candidate], None]
+"""Yields the slots of a round, and is sent their candidates in this order."""
+
+
 class Run:
     """One prompt under one plan.
 
     Args:
-      prompt: a text, or with chat messages.
-      plan: how.
+      prompt: a text; in a chat a user's message, or a list of messages.
+      plan: how to decode it.
       seed: of the first candidate; the others' follow from it.
-      fits: whether a prompt that shows a text leaves room for another; where it does not, nothing is repaired or revised.
+      fits: (prompt, arguments) -> whether they leave room in the model's context. Where a prompt that shows a text does not fit,
+        nothing is repaired or revised.
     """
 
-    def __init__(self, prompt: Any, plan: Plan, seed: int, fits: Callable[[Any, GenerationConfig], bool]):
+    def __init__(self, prompt: Prompt, plan: Plan, seed: int, fits: Callable[[Prompt, GenerationConfig], bool]):
         chat = plan.others.get("chat") and isinstance(prompt, str)
-        self.prompt = [{"role": "user", "content": prompt}] if chat else prompt
+        self.prompt: Prompt = [{"role": "user", "content": prompt}] if chat else prompt
         self.plan, self.seed, self._fits = plan, seed, fits
         self._revised: Candidate | None = None
         self._candidates: list[Candidate] = []
-        self._events: list[dict[str, Any]] = []
+        self._events: list[RoundEvent] = []
         self._begun = time.perf_counter()
 
     def rounds(self) -> Generator[list[Slot], Sequence[Candidate], Outcome]:
-        """Yields what to decode, is sent the candidates in this order, and returns the outcome."""
+        """Run all rounds: yields the slots of each, is sent their candidates in this order, and returns the outcome."""
         for number, method in enumerate(self.plan.methods()):
             trigger = self._trigger(number)
             if number and (trigger is None or self._spent()):
@@ -181,33 +254,34 @@ class Run:
             yield from self._revise(1 + self._candidates[-1].slot.round)
         return Outcome(self.plan, self._winner(), tuple(self._candidates), tuple(self._events), self._elapsed_ms())
 
-    def _decode(self, slots: list[Slot], number: int, trigger: str | None) -> Generator[list[Slot], Sequence[Candidate], None]:
+    def _decode(self, slots: list[Slot], number: int, trigger: str | None) -> Decoding:
         if number:
             self._events.append({"round": number, "trigger": trigger, "winner_score": self._winner().score})
-        found = yield slots
+        candidates = yield slots
         if "factuality" in self.plan.policy.verifiers.enabled:
-            shares = agreement([candidate.completion.text for candidate in found])
-            found = [dataclasses.replace(candidate, agreement=share) for candidate, share in zip(found, shares, strict=True)]
-        self._candidates.extend(found)
+            shares = agreement([candidate.completion.text for candidate in candidates])
+            pairs = zip(candidates, shares, strict=True)
+            candidates = [dataclasses.replace(candidate, agreement=share) for candidate, share in pairs]
+        self._candidates.extend(candidates)
 
     def _slots(self, number: int, method: str) -> list[Slot]:
-        """The candidates of a round; a retry after a verifier's complaint has one more, which repairs the best text so far."""
+        """List a round's slots; a retry after a verifier's complaint has one more, which repairs the best text so far."""
         plan = self.plan
-        own = [self._slot(self.prompt, method, number, slot) for slot in range(plan.candidates)]
+        slots = [self._slot(self.prompt, method, number, index) for index in range(plan.candidates)]
         if number and plan.policy.verifiers.repair_on_failure and (failed := self._winner()).reasons:
             repair = repair_prompts.repair(self.prompt, failed.completion.text, failed.reasons)
-            own += self._fitting(self._slot(repair, method, number, len(own)))
-        return own
+            slots += self._fitting(self._slot(repair, method, number, len(slots)))
+        return slots
 
     def _fitting(self, slot: Slot) -> list[Slot]:
         return [slot] if self._fits(slot.prompt, slot.config) else []
 
-    def _slot(self, prompt: Any, method: str, number: int, slot: int) -> Slot:
-        seed = candidate_seed(self.seed, number, slot)
-        return Slot(prompt, self.plan.config(method, number, slot), seed, number, slot)
+    def _slot(self, prompt: Prompt, method: str, number: int, index: int) -> Slot:
+        seed = candidate_seed(self.seed, number, index)
+        return Slot(prompt, self.plan.config(method, number, index), seed, number, index)
 
-    def _revise(self, number: int) -> Generator[list[Slot], Sequence[Candidate], None]:
-        """One more candidate, which is shown the winner. Kept if it scores no less."""
+    def _revise(self, number: int) -> Decoding:
+        """Decode one more candidate, which is shown the winner and replaces it if it scores no less."""
         before = self._winner()
         prompt = repair_prompts.revision(self.prompt, before.completion.text)
         slots = self._fitting(self._slot(prompt, before.slot.config.sampling_method, number, 0))
@@ -219,17 +293,17 @@ class Run:
             self._revised = after
 
     def _trigger(self, number: int) -> str | None:
-        """Why a further round is wanted, if it is."""
+        """Say why a further round is needed; None if it is not."""
         if not number:
             return None
-        best, wanted = self._winner(), self.plan.policy.optimization
+        winner, optimization = self._winner(), self.plan.policy.optimization
         reason = None
-        if not best.accepted:
+        if not winner.accepted:
             reason = "not accepted"
-        elif wanted.confidence_triggered_regeneration and best.confidence < wanted.confidence_threshold:
+        elif optimization.confidence_triggered_regeneration and winner.confidence < optimization.confidence_threshold:
             reason = "confidence"
         fallback = number - 1 - self.plan.retries
-        return f"{reason}, fallback {wanted.fallback_methods[fallback]}" if reason and fallback >= 0 else reason
+        return f"{reason}, fallback {optimization.fallback_methods[fallback]}" if reason and fallback >= 0 else reason
 
     def _spent(self) -> bool:
         """Whether a budget forbids further rounds."""
@@ -242,14 +316,14 @@ class Run:
         return round(1000 * (time.perf_counter() - self._begun))
 
     def _winner(self) -> Candidate:
-        """The best so far; among equals the first."""
+        """The best candidate so far; among equals the first."""
         if self._revised is not None:
             return self._revised
         sign = 1 if self.plan.policy.objective.maximize else -1
 
-        def worth(candidate: Candidate) -> tuple[float, ...]:
+        def rank(candidate: Candidate) -> tuple[float, ...]:
             likelihood = -math.inf if candidate.likelihood is None else candidate.likelihood
-            weighed = (candidate.score, candidate.agreement or 0.0, likelihood, candidate.confidence)
-            return candidate.accepted, *(sign * value for value in weighed)
+            criteria = (candidate.score, candidate.agreement or 0.0, likelihood, candidate.confidence)
+            return candidate.accepted, *(sign * value for value in criteria)
 
-        return max(self._candidates, key=worth)
+        return max(self._candidates, key=rank)

@@ -1,18 +1,18 @@
-"""Policies and presets that are kept, each as one JSON file."""
+"""Saved policies and published presets, each as one JSON file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mechanex_jax.errors import expected
 from mechanex_jax.policy import controls
 from mechanex_jax.policy.controls import Policy
+from mechanex_jax.policy.presets import PolicyDict
 from mechanex_jax.storage.json_store import JsonStore
 from mechanex_jax.storage.json_values import plain
 
 
-class Library:
+class SavedPolicies:
     """Policies by id, and presets to be cloned.
 
     Args:
@@ -24,17 +24,17 @@ class Library:
         self.store = store or JsonStore("policies", "policy", "pol_")
         self.presets = presets or JsonStore("policy_presets", "preset", "preset_")
 
-    def save(self, policy: Mapping[str, Any]) -> str:
-        """Keep a policy under its `id`, replacing what was there, or under a new one; returns the id.
+    def save(self, policy: Mapping[str, object]) -> str:
+        """Save a policy under its `id`, replacing what was there, or under a new one; returns the id.
 
         Raises:
           ArgumentError: what `run` would refuse in it.
         """
-        found = controls.read(policy)
-        return self.store.save(self._kept(found), found.id)
+        checked = controls.read(policy)
+        return self.store.save(self._record(checked), checked.id)
 
-    def get(self, policy_id: str) -> dict[str, Any]:
-        """A saved policy, its id included, as it was given.
+    def get(self, policy_id: str) -> PolicyDict:
+        """Return a saved policy as it was given, its id included.
 
         Raises:
           ArgumentError: there is none; the message lists those there are.
@@ -42,12 +42,12 @@ class Library:
         """
         return self.store.get(policy_id)
 
-    def list(self) -> list[dict[str, Any]]:
-        """All saved policies, oldest first. A corrupt file is warned of by name."""
+    def list(self) -> list[PolicyDict]:
+        """Return all saved policies, oldest first. A corrupt file is warned of by name."""
         return self.store.list()
 
     def delete(self, policy_id: str) -> None:
-        """Forget a saved policy.
+        """Delete a saved policy.
 
         Raises:
           ArgumentError: there is none.
@@ -57,30 +57,37 @@ class Library:
     def publish_preset(
         self,
         name: str,
-        policy: Mapping[str, Any],
+        policy: Mapping[str, object],
         visibility: str = "private",
         tags: Sequence[str] | None = None,
         description: str | None = None,
     ) -> str:
-        """Keep a policy as a preset of this user's, to be cloned; returns the preset's id.
+        """Save a policy as a preset of this user's, to be cloned; returns the preset's id.
+
+        Args:
+          name: of the preset, not empty.
+          policy: as for `run`.
+          visibility: "private" or "public".
+          tags: words to find it by; one string is one tag.
+          description: for readers.
 
         Raises:
-          ArgumentError: a bad policy, or a visibility other than "private" and "public".
+          ArgumentError: a bad policy, name or visibility.
         """
         if not isinstance(name, str) or not name:
             raise expected("name", name, "a non-empty string")
         if visibility not in ("private", "public"):
             raise expected("visibility", visibility, "private or public")
-        tagged = [tags] if isinstance(tags, str) else list(tags or [])
-        record = {"name": name, "visibility": visibility, "tags": tagged, "description": description}
-        return self.presets.save({**record, "policy": self._kept(controls.read(policy))})
+        tag_list = [tags] if isinstance(tags, str) else [*(tags or ())]
+        record = {"name": name, "visibility": visibility, "tags": tag_list, "description": description}
+        return self.presets.save({**record, "policy": self._record(controls.read(policy))})
 
-    def list_presets(self, include_public: bool = True) -> list[dict[str, Any]]:
-        """Published presets, oldest first; without `include_public` the private ones alone."""
+    def list_presets(self, include_public: bool = True) -> list[PolicyDict]:
+        """Return published presets, oldest first; without `include_public` the private ones alone."""
         return [preset for preset in self.presets.list() if include_public or preset["visibility"] == "private"]
 
     def clone_preset(self, preset_id: str) -> str:
-        """Save a preset's policy as one of one's own; returns the new policy's id.
+        """Save a preset's policy as one of the user's own; returns the new policy's id.
 
         Raises:
           ArgumentError: there is no such preset.
@@ -89,9 +96,9 @@ class Library:
         return self.save(policy)
 
     @staticmethod
-    def _kept(policy: Policy) -> dict[str, Any]:
-        """What was given, as JSON has it: what was left out stays so."""
-        given = dict(policy.given)
+    def _record(policy: Policy) -> PolicyDict:
+        """The policy as it was given, in values that JSON can hold: what was left out stays so."""
+        record = dict(policy.given)
         if policy.constraints.json_schema is not None:  # whatever form it was given in
-            given["constraints"] = {**given["constraints"], "json_schema": policy.constraints.json_schema}
-        return plain("policy", given)
+            record["constraints"] = {**record["constraints"], "json_schema": policy.constraints.json_schema}
+        return plain("policy", record)

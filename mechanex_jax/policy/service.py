@@ -17,10 +17,11 @@ from mechanex_jax.loading import LoadedModel
 from mechanex_jax.policy import controls, merge, tuning
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.plan import Plan, preset_strength, vector_of
-from mechanex_jax.policy.rounds import Outcome
+from mechanex_jax.policy.rounds import Outcome, RunResult
 from mechanex_jax.policy.runner import PolicyRunner
 from mechanex_jax.policy.sandbox.runner import UnitTestRunner, run_unit_tests
-from mechanex_jax.policy.saved import Library
+from mechanex_jax.policy.saved import SavedPolicies
+from mechanex_jax.policy.tuning import Evaluation, Figures, SearchResult
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.session import Session
 from mechanex_jax.steering.methods import METHODS as STEERING_METHODS
@@ -35,13 +36,13 @@ _ANYWHERE = ("default", None)
 _OF_THE_CALL = ("policy", "policy_id", "include_trace")  # of no candidate's
 
 
-class Policies(Library):
+class Policies(SavedPolicies):
     """Policies of one session: run, compared, evaluated, tuned, kept.
 
     Args:
       session: holds the models to run on.
       steering: knows vectors and presets by name.
-      store, presets: see `Library`.
+      store, presets: see `SavedPolicies`.
 
     Attributes:
       run_tests: runs generated code with unit tests, see `UnitTestRunner`; one's own may take its place.
@@ -65,7 +66,7 @@ class Policies(Library):
         *,
         seed: int | None = None,
         chat: bool = False,
-    ) -> dict[str, Any]:
+    ) -> RunResult:
         """Run a policy on a prompt.
 
         Args:
@@ -87,7 +88,7 @@ class Policies(Library):
           NotLocalError: a field that only the hosted API serves.
         """
         found = self._resolve(policy, policy_id)
-        return self._outcomes([prompt], [found], model, max_new_tokens, seed, chat)[0].described(include_trace)
+        return self._outcomes([prompt], [found], model, max_new_tokens, seed, chat)[0].result(include_trace)
 
     def compare(
         self,
@@ -98,7 +99,7 @@ class Policies(Library):
         model: str = "default",
         seed: int | None = None,
         chat: bool = False,
-    ) -> dict[str, Any]:
+    ) -> dict[str, list[RunResult]]:
         """Run several policies on one prompt, with the same seed; returns {"results": [as `run`, with traces]}.
 
         Raises:
@@ -110,7 +111,7 @@ class Policies(Library):
         check_seed(seed)
         seed = fresh(seed)
         outcomes = self._outcomes([prompt] * len(found), found, model, max_new_tokens, [seed] * len(found), chat)
-        return {"results": [outcome.described(True) for outcome in outcomes]}
+        return {"results": [outcome.result(True) for outcome in outcomes]}
 
     def evaluate(
         self,
@@ -124,7 +125,7 @@ class Policies(Library):
         chat: bool = False,
         progress: bool | None = None,
         batch_size: int = MICRO_BATCH,
-    ) -> dict[str, Any]:
+    ) -> Evaluation:
         """Run a policy on many prompts, which decode in batches.
 
         Args:
@@ -145,7 +146,7 @@ class Policies(Library):
         given = self._prompts(prompts)
         shown = sys.stderr.isatty() if progress is None else progress
         outcomes = self._outcomes(given, [found] * len(given), model, max_new_tokens, seed, chat, shown, batch_size)
-        return tuning.evaluation([outcome.described(False) for outcome in outcomes])
+        return tuning.evaluation([outcome.result(False) for outcome in outcomes])
 
     def auto_tune(
         self,
@@ -161,7 +162,7 @@ class Policies(Library):
         chat: bool = False,
         progress: bool | None = None,
         batch_size: int = MICRO_BATCH,
-    ) -> dict[str, Any]:
+    ) -> SearchResult:
         """Look for the policy that does best on prompts; see `mechanex_jax.policy.tuning` for how.
 
         Args:
@@ -192,11 +193,11 @@ class Policies(Library):
         seed = fresh(seed)
         shown = sys.stderr.isatty() if progress is None else progress
 
-        def tried(policy: Policy, chosen: Sequence[int]) -> dict[str, Any]:
+        def evaluate(policy: Policy, chosen: Sequence[int]) -> Figures:
             seeds = [text_seed(seed, index) for index in chosen]
             own = [given[index] for index in chosen]
             outcomes = self._outcomes(own, [policy] * len(own), model, max_new_tokens, seeds, chat, False, batch_size)
-            return tuning.evaluation([outcome.described(False) for outcome in outcomes])
+            return tuning.figures([outcome.result(False) for outcome in outcomes])
 
         names, others = _names(len(given)), {"max_tokens": max_new_tokens, "chat": chat}
 
@@ -206,7 +207,7 @@ class Policies(Library):
             PolicyRunner(self.steering.requests(loaded), given, plans, [0] * len(given), names)
 
         with progress_bar("Tuning", enabled=shown, unit="trials") as report:
-            return tuning.search(base, search_space, max_trials, len(given), seed, tried, report, check)
+            return tuning.search(base, search_space, max_trials, len(given), seed, evaluate, report, check)
 
     # --- for generate ---
 

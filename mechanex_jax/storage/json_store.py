@@ -9,7 +9,7 @@ import re
 import secrets
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +42,19 @@ class JsonStore:
       noun: what errors call a record, such as "policy".
       prefix: of new ids, which have eight hexadecimal digits more.
       folder: another place than the user's data folder.
+      random_hex: (bytes) -> twice as many random hexadecimal digits, for new ids.
     """
 
-    def __init__(self, name: str, noun: str, prefix: str, folder: str | os.PathLike[str] | None = None):
-        self._name, self._noun, self._prefix = name, noun, prefix
+    def __init__(
+        self,
+        name: str,
+        noun: str,
+        prefix: str,
+        folder: str | os.PathLike[str] | None = None,
+        *,
+        random_hex: Callable[[int], str] = secrets.token_hex,
+    ):
+        self._name, self._noun, self._prefix, self._random_hex = name, noun, prefix, random_hex
         self._folder = Path(folder) if folder is not None else None
 
     @property
@@ -83,7 +92,7 @@ class JsonStore:
             write_whole(self._path(id), self._bytes(content, id, self._created(id)), replace=True)
             return id
         while True:
-            new = f"{self._prefix}{secrets.token_hex(4)}"
+            new = f"{self._prefix}{self._random_hex(4)}"
             if write_whole(self._path(new), self._bytes(content, new, time.time()), replace=False):
                 return new
 

@@ -99,7 +99,7 @@ def test_a_round_has_as_many_candidates_as_the_larger_of_the_two_numbers():
 
 def test_a_retry_has_one_candidate_more_which_is_shown_what_failed():
     policy = {"optimization": {"best_of_n": 2}}
-    _, rounds = drive(policy, lambda slot: judged(slot, 0.2, text=f"wrong {slot.slot}"))
+    _, rounds = drive(policy, lambda slot: judged(slot, 0.2, text=f"wrong {slot.index}"))
     assert [slot.prompt for slot in rounds[0]] == ["prompt "] * 2
     assert [slot.prompt for slot in rounds[1][:2]] == ["prompt "] * 2 and len(rounds[1]) == 3
     assert "wrong 0" in rounds[1][2].prompt and "regex: wrong" in rounds[1][2].prompt
@@ -157,20 +157,20 @@ def test_a_latency_budget_stops_new_rounds():
 )
 def test_the_best_accepted_then_the_highest_score_then_the_likeliest_wins(candidates, winner, minimal):
     policy = {"optimization": {**NO_RETRY, "best_of_n": len(candidates)}, "verifiers": {"max_retries": 0}}
-    outcome, _ = drive(policy, lambda slot: judged(slot, **candidates[slot.slot]))
-    assert outcome.winner.slot.slot == winner
-    low, _ = drive({**policy, "objective": {"maximize": False}}, lambda slot: judged(slot, **candidates[slot.slot]))
-    assert low.winner.slot.slot == minimal
+    outcome, _ = drive(policy, lambda slot: judged(slot, **candidates[slot.index]))
+    assert outcome.winner.slot.index == winner
+    low, _ = drive({**policy, "objective": {"maximize": False}}, lambda slot: judged(slot, **candidates[slot.index]))
+    assert low.winner.slot.index == minimal
 
 
 def test_with_factuality_the_answer_that_most_candidates_give_wins():
     texts = ["Rome", "paris.", " Paris", "Madrid"]
     policy = {"optimization": {"best_of_n": 4}, "verifiers": {"enabled": ["factuality"]}}
-    answer = lambda slot: judged(slot, text=texts[slot.slot], confidence=0.9 - 0.1 * slot.slot)
+    answer = lambda slot: judged(slot, text=texts[slot.index], confidence=0.9 - 0.1 * slot.index)
     outcome, _ = drive(policy, answer)
-    assert outcome.winner.slot.slot == 1
+    assert outcome.winner.slot.index == 1
     assert [candidate.agreement for candidate in outcome.candidates] == [0.25, 0.5, 0.5, 0.25]
-    assert drive({"optimization": {"best_of_n": 4}}, answer)[0].winner.slot.slot == 0
+    assert drive({"optimization": {"best_of_n": 4}}, answer)[0].winner.slot.index == 0
 
 
 def test_a_score_of_one_half_is_accepted_and_less_is_not():
@@ -221,7 +221,7 @@ trace = lambda policy: drive(policy, judged)[0].trace()
 kept = lambda policy: controls.to_dict(controls.read(policy))
 rounds_of = lambda policy: [len(slots) for slots in drive(policy, lambda slot: judged(slot, 0.2))[1]]
 winner_of = lambda policy: (
-    drive(policy, lambda s: judged(s, text="aab"[s.slot], confidence=0.1 * (s.slot + 1)))[0].winner.slot.slot
+    drive(policy, lambda s: judged(s, text="aab"[s.index], confidence=0.1 * (s.index + 1)))[0].winner.slot.index
 )
 SAMPLED = {
     "method": "greedy",

@@ -17,7 +17,6 @@ import mechanex_jax
 from mechanex_jax.errors import ArgumentError, MechanexError
 from mechanex_jax.policy import presets
 from mechanex_jax.policy.controls import read, to_dict
-from mechanex_jax.storage import json_store
 from mechanex_jax.storage.json_store import JsonStore, StoreError
 
 ROOT = Path(mechanex_jax.__file__).parent.parent
@@ -55,9 +54,9 @@ def test_saving_under_an_id_replaces_and_keeps_the_place_in_the_order(kept):
     assert [(record["id"], record["n"]) for record in kept.list()] == list(zip(ids, [3, 1, 2], strict=True))
 
 
-def test_a_new_id_never_overwrites(kept, monkeypatch):
+def test_a_new_id_never_overwrites(tmp_path):
     draws = iter(["00000000", "00000000", "00000001"])
-    monkeypatch.setattr(json_store.secrets, "token_hex", lambda size: next(draws) if size == 4 else os.urandom(size).hex())
+    kept = JsonStore("policies", "policy", "pol_", tmp_path, random_hex=lambda size: next(draws))
     assert [kept.save({"n": n}) for n in range(2)] == ["pol_00000000", "pol_00000001"]
     assert kept.get("pol_00000000")["n"] == 0
 

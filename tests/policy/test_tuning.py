@@ -37,7 +37,7 @@ class Evaluation:
         self.calls.append((policy, list(chosen)))
         scores = [self.worth(policy) + self.luck(policy, prompt) for prompt in chosen]
         tokens = 10 if policy.sampling.temperature > 0.5 else 20
-        return tuning.evaluation([{"accepted": s >= 0.5, "score": s, "latency_ms": 5, "tokens": tokens} for s in scores])
+        return tuning.figures([{"accepted": s >= 0.5, "score": s, "latency_ms": 5, "tokens": tokens} for s in scores])
 
 
 def search(toy, space=None, max_trials=24, *, base=None, prompts=1, seed=0, report=lambda done, total: None, **more):
