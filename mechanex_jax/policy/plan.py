@@ -1,4 +1,4 @@
-"""From a policy to what its candidates are asked for: one set of arguments for each round and slot."""
+"""Plans: the arguments of every candidate that a policy asks for, by round and slot."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mechanex_jax.policy.controls import Policy, SteeringControls
 from mechanex_jax.policy.field_readers import layers
 from mechanex_jax.policy.tool_schema import effective_schema
 
-_EVERYTHING = 2**31 - 1  # top_k = None
+_ALL_TOKENS = 2**31 - 1  # top_k: no truncation
 # Arguments that have their own name among a policy's sampling fields, and that each decoding takes as they are.
 _SAMPLING = tuple(
     name for name, declared in PARAMETERS.items() if declared.policy == f"sampling.{name}" and not declared.needs_policy
@@ -22,26 +22,26 @@ _SAMPLING = tuple(
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """How a policy decodes.
+    """A policy, with the arguments of the call that runs it.
 
     Attributes:
       policy: read and checked.
       others: arguments of `generate` for which a policy has no field: max_tokens, chat, ...
-      steering: all that steers, strengths included, where the policy's fields do not say it all.
+      steering: vectors with their strengths, in place of those that the policy's fields name; None: the fields say it all.
     """
 
     policy: Policy
-    others: Mapping[str, Any]
+    others: Mapping[str, object]
     steering: RowSteering | None = None
 
     @property
     def candidates(self) -> int:
-        """In one round."""
+        """Number of candidates in one round, a repair not counted."""
         return max(self.policy.optimization.best_of_n, self.policy.sampling.num_candidates)
 
     @property
     def retries(self) -> int:
-        """Rounds after the first, without those of the fallback methods."""
+        """Number of rounds after the first, those of the fallback methods not counted."""
         sampling, verifiers, optimization = self.policy.sampling, self.policy.verifiers, self.policy.optimization
         return max(
             optimization.retry_on_failure,
@@ -52,11 +52,11 @@ class Plan:
         )
 
     def methods(self) -> list[str]:
-        """Of the rounds: the policy's own for the first and the retries, then each fallback."""
+        """Sampling method of each round: the policy's own for the first and the retries, then each fallback."""
         return [self.policy.sampling.method] * (1 + self.retries) + list(self.policy.optimization.fallback_methods)
 
     def temperature(self, round: int, slot: int) -> float:
-        """Scheduled by round, spread by slot where diversity is asked for."""
+        """Temperature of a candidate: scheduled by round, and spread over slots in proportion to `diversity_strength`."""
         sampling = self.policy.sampling
         base = _scheduled(
             sampling.temperature, sampling.adaptive_temperature, sampling.adaptive_temperature_schedule, round, 0.08, 0.05
@@ -65,30 +65,30 @@ class Plan:
         return min(base + spread, max(2.0, base)) if spread > 0 else base
 
     def top_p(self, round: int) -> float:
-        """Scheduled by round."""
+        """Top-p of a round's candidates, scheduled by round; 1 is the identity."""
         sampling = self.policy.sampling
         base = 1.0 if sampling.top_p is None else sampling.top_p
         return _scheduled(base, sampling.adaptive_top_p, sampling.adaptive_top_p_schedule, round, 0.04, 0.2)
 
     def config(self, name: str, round: int, slot: int) -> GenerationConfig:
-        """What one candidate is asked for, by the method `name`.
+        """Arguments of one candidate, for the sampling method `name`.
 
         Raises:
           ArgumentError: the policy asks for what the method cannot do.
         """
         sampling, chosen = self.policy.sampling, method(name)
-        wanted = {field: getattr(sampling, field) for field in _SAMPLING}
-        wanted = {field: value for field, value in wanted.items() if field not in METHOD_ARGUMENTS or field in chosen.reads}
-        wanted |= {
+        usable = [field for field in _SAMPLING if field not in METHOD_ARGUMENTS or field in chosen.reads]
+        arguments: dict[str, Any] = {**self.others, **{field: getattr(sampling, field) for field in usable}}
+        arguments |= {
             "sampling_method": name,
             "temperature": self.temperature(round, slot),
             "top_p": self.top_p(round),
-            "top_k": sampling.top_k or (50 if chosen.subset else _EVERYTHING),
-            "ensemble_models": wanted.get("ensemble_models") or None,
+            "top_k": sampling.top_k or (50 if chosen.subset else _ALL_TOKENS),
+            "ensemble_models": (sampling.ensemble_models or None) if "ensemble_models" in usable else None,
         }
-        return GenerationConfig(**{**self.others, **wanted, **self._constraints(), **self._steering()})
+        return GenerationConfig(**{**arguments, **self._constraints(), **self._steering()})
 
-    def _constraints(self) -> dict[str, Any]:
+    def _constraints(self) -> dict[str, object]:
         constraints = self.policy.constraints
         return {
             "json_schema": effective_schema(constraints),
@@ -98,11 +98,11 @@ class Plan:
             "stop": list(constraints.stop_sequences) or None,
         }
 
-    def _steering(self) -> dict[str, Any]:
+    def _steering(self) -> dict[str, object]:
         steering = self.policy.steering
         if not steering.enabled:
             return {}
-        where: dict[str, Any] = {}
+        where: dict[str, object] = {}
         if steering.layer_scope:
             where["steering_layers"] = sorted(layers(steering.layer_scope))
         if steering.token_start is not None or steering.token_end is not None:
@@ -118,18 +118,18 @@ class Plan:
         }
 
 
-def vector_of(steering: SteeringControls) -> Any:
-    """A policy's own vector, or the id of a stored one, or None."""
+def vector_of(steering: SteeringControls) -> Mapping[str, object] | str | None:
+    """The policy's own vector, {layer: vector}, or the id of a stored one, or None."""
     return steering.vector if steering.vector is not None else steering.vector_id
 
 
 def preset_strength(policy: Policy) -> float:
-    """0, a preset's own strength, unless the policy says another."""
+    """The strength that a policy gives its preset; 0, the preset's own, where it gives none."""
     return policy.steering.strength if "strength" in (policy.given.get("steering") or {}) else 0.0
 
 
 def _scheduled(base: float, adaptive: bool, schedule: Sequence[float], round: int, step: float, floor: float) -> float:
-    """A round's value: from the schedule, its last one repeating; else lower by `step` a round where it is adaptive."""
+    """A round's value: from the schedule, whose last one repeats; else `base`, lowered by `step` a round if `adaptive`."""
     if schedule:
         return schedule[min(round, len(schedule) - 1)]
     return max(min(base, floor), base - step * round) if adaptive else base

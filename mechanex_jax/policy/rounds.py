@@ -228,7 +228,7 @@ class Run:
       prompt: a text; in a chat a user's message, or a list of messages.
       plan: how to decode it.
       seed: of the first candidate; the others' follow from it.
-      fits: (prompt, arguments) -> whether they leave room in the model's context. Where a prompt that shows a text does not fit,
+      fits: (prompt, arguments) -> whether they leave room in the context. Where a prompt that shows a text does not fit,
         nothing is repaired or revised.
     """
 
