@@ -76,7 +76,7 @@ class Machine(Policies):
             self.trials += 1
             if self.trials == self.breaks_at:
                 raise KeyboardInterrupt
-            return tuning.evaluation([outcome(policy, prompts[at], 0) for at in chosen])
+            return tuning.figures([outcome(policy, prompts[at], 0) for at in chosen])
 
         start = controls.read({}) if base_policy is None else base_policy
         return tuning.search(start, search_space, max_trials, len(prompts), seed, tried, lambda done, total: None)

@@ -284,7 +284,7 @@ EFFECTS = {
     "verifiers.enabled": (winner_of, {"verifiers": {"enabled": ["factuality"]}, "optimization": {"best_of_n": 3}}),
     "verifiers.max_retries": (rounds_of, {"verifiers": {"max_retries": 3}}),
     "verifiers.repair_on_failure": (rounds_of, {"verifiers": {"repair_on_failure": False}}),
-    **{  # what these do to a text is in test_policy_verifiers.py and test_policy.py
+    **{  # what these do to a text is in test_verifiers.py and test_policy.py
         f"verifiers.{name}": (kept, {"verifiers": {name: value}})
         for name, value in {"code_unit_tests": ["assert 1"], "unit_test_timeout_ms": 9, "rerank": False}.items()
     },
