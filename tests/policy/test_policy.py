@@ -9,14 +9,13 @@ import threading
 
 import numpy as np
 import pytest
+from sessions import observed, services, undecodable
 
 from mechanex_jax import loops
 from mechanex_jax.edits import parse_steering
 from mechanex_jax.errors import ArgumentError, ModelNotFoundError, NotLocalError
-from mechanex_jax.loops import prefill
-from mechanex_jax.policy import Policies, runner
 from mechanex_jax.policy.sandbox.runner import TestResult
-from mechanex_jax.steering import activations
+from mechanex_jax.steering import Steering, activations
 
 PROMPT = "The capital of France is"
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["n"]}
@@ -29,13 +28,16 @@ def _own_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def small(mx, loaded):
-    """A second model with the same tokenizer: the last layers of the default one."""
-    session = mx.runtime.default.session
-    other = dataclasses.replace(loaded, name="small", model=activations.tail(loaded.model, 26), fingerprint="small")
-    session._models = {"small": other, **session._models}
-    yield other
-    session._models.pop("small")
+def two(loaded):
+    """Services with a second model of the same tokenizer beside the default one: its last layers, by the name of "small"."""
+    small = dataclasses.replace(loaded, name="small", model=activations.tail(loaded.model, 26), fingerprint="small")
+    return services(small, loaded)
+
+
+@pytest.fixture(scope="module")
+def undecoded(loaded):
+    """Services with a model that fails the test when it decodes."""
+    return services(undecodable(loaded))
 
 
 def leaves(value, path=""):
@@ -72,12 +74,12 @@ SAME = {
 
 
 @pytest.mark.parametrize("method", SAME)
-def test_a_policy_decodes_as_generate_does(mx, small, method):
+def test_a_policy_decodes_as_generate_does(two, method):
     policy, arguments = SAME[method]
-    text = mx.generation.generate(PROMPT, sampling_method=method, max_tokens=12, seed=9, **arguments)
-    found = mx.policy.run(PROMPT, policy, max_new_tokens=12, seed=9)
+    text = two.generation.generate(PROMPT, sampling_method=method, max_tokens=12, seed=9, **arguments)
+    found = two.policy.run(PROMPT, policy, max_new_tokens=12, seed=9)
     assert found["output"] == text and found["accepted"] and found["score"] == 1.0 and found["trace"] is None
-    assert mx.generation.generate(PROMPT, max_tokens=12, seed=9, policy=policy) == text
+    assert two.generation.generate(PROMPT, max_tokens=12, seed=9, policy=policy) == text
 
 
 def test_every_candidate_is_what_generate_returns_with_its_seed_and_values(mx):
@@ -107,11 +109,10 @@ def test_a_seed_gives_the_same_trace_whatever_the_batch(mx):
     assert many["avg_tokens"] == np.mean([output["tokens"] for output in many["outputs"]])
 
 
-def test_the_prompt_of_a_round_is_prefilled_once(mx, monkeypatch):
-    rows, extend = [], prefill._extend
-    monkeypatch.setattr(prefill, "_extend", lambda *given: (rows.append(len(given[3])), extend(*given))[1])
-    mx.generation.generate(PROMPT, max_tokens=3, best_of_n=8, seed=0)
-    assert set(rows) == {1}
+def test_the_prompt_of_a_round_is_prefilled_once(loaded):
+    shapes = []
+    services(observed(loaded, shapes.append)).generation.generate(PROMPT, max_tokens=3, best_of_n=8, seed=0)
+    assert {rows for rows, positions in shapes if positions > 1} == {1} and (8, 1) in shapes
 
 
 def test_candidates_are_ranked_under_the_model_without_steering(mx, loaded):
@@ -133,8 +134,8 @@ def test_candidates_are_ranked_under_the_model_without_steering(mx, loaded):
     assert "likelihood" not in off["selection"]
 
 
-def test_unit_tests_reject_accept_and_time_out_through_a_runner_of_ones_own(mx):
-    policies, seen = Policies(mx.runtime.default.session, mx.runtime.default.steering), []
+def test_unit_tests_reject_accept_and_time_out_through_a_runner_of_ones_own(loaded):
+    policies, seen = services(loaded).policy, []
 
     def runner(code, tests, timeout_ms):
         seen.append((code, tuple(tests), timeout_ms))
@@ -238,13 +239,16 @@ def test_steering_acts_at_the_layers_and_positions_that_the_policy_names(mx, loa
         run(layer_scope=["3"])
 
 
-def test_the_method_that_a_policy_names_makes_its_presets_vector(mx, loaded, monkeypatch):
+def test_the_method_that_a_policy_names_makes_its_presets_vector(mx, loaded):
     asked = []
-    steering = parse_steering(VECTOR, 576, 30)
-    store = mx.runtime.default.steering
-    monkeypatch.setattr(store, "preset", lambda *given: (asked.append((given[0], given[1], given[3])), steering.scaled(9.0))[1])
+
+    class Presets(Steering):
+        def preset(self, name, strength=0.0, model=None, method=None):
+            asked.append((name, strength, method))
+            return parse_steering(VECTOR, 576, 30).scaled(9.0)
+
     policy = {"sampling": {"temperature": 0}, "steering": {"preset": "brevity", "method": "few-shot"}}
-    text = mx.policy.run(PROMPT, policy, max_new_tokens=6)["output"]
+    text = services(loaded, steering=Presets).policy.run(PROMPT, policy, max_new_tokens=6)["output"]
     assert asked == [("brevity", 0.0, "few-shot")]
     assert text == mx.generation.generate(PROMPT, max_tokens=6, temperature=0, steering_vector=VECTOR, steering_strength=9.0)
 
@@ -284,10 +288,9 @@ RUNS = {
 
 
 @pytest.mark.parametrize(("words", "arguments"), [(words, case) for words, cases in RUNS.items() for case in cases])
-def test_a_bad_run_is_refused_before_anything_is_decoded(mx, monkeypatch, words, arguments):
-    monkeypatch.setattr(runner, "run", lambda *given, **more: pytest.fail("decoded"))
+def test_a_bad_run_is_refused_before_anything_is_decoded(undecoded, words, arguments):
     with pytest.raises(ArgumentError, match=words):
-        mx.policy.run(**{"prompt": PROMPT, **arguments})
+        undecoded.policy.run(**{"prompt": PROMPT, **arguments})
 
 
 GENERATED = {
@@ -306,10 +309,9 @@ GENERATED = {
 
 
 @pytest.mark.parametrize("words", GENERATED)
-def test_bad_arguments_of_generate_are_refused_before_anything_is_decoded(mx, monkeypatch, words):
-    monkeypatch.setattr(runner, "run", lambda *given, **more: pytest.fail("decoded"))
+def test_bad_arguments_of_generate_are_refused_before_anything_is_decoded(undecoded, words):
     with pytest.raises(ArgumentError, match=words):
-        mx.generation.generate(**{"prompt": PROMPT, **GENERATED[words]})
+        undecoded.generation.generate(**{"prompt": PROMPT, **GENERATED[words]})
 
 
 def test_lists_that_must_not_be_empty_and_models_that_are_not_there(mx):
@@ -351,10 +353,10 @@ def test_policies_and_presets_are_kept_as_they_were_given(mx):
 @pytest.mark.parametrize(
     "built", ["strict_json_extraction", "fast_tool_router", "diverse_chatbot", "steering_preset", "ensemble_vote"]
 )
-def test_the_builders_policies_run(mx, small, built):
+def test_the_builders_policies_run(mx, two, built):
     arguments = {"strict_json_extraction": [SCHEMA], "steering_preset": ["brevity"], "ensemble_vote": [["small"]]}
     policy = getattr(mx.policy, built)(*arguments.get(built, []))
-    found = mx.policy.run("Call a tool, as JSON: ", policy, max_new_tokens=40, seed=1, include_trace=True)
+    found = two.policy.run("Call a tool, as JSON: ", policy, max_new_tokens=40, seed=1, include_trace=True)
     assert found["trace"]["policy_name"] == policy["name"]
     assert found["constraints_ok"], found
     # Without a tool_schema the model may put anything under "tool_name", and the verifier says so.

@@ -7,9 +7,10 @@ import json
 
 import numpy as np
 import pytest
+from sessions import services, undecodable
 
 from mechanex_jax.errors import ArgumentError
-from mechanex_jax.policy import controls, runner, tuning
+from mechanex_jax.policy import controls, tuning
 
 GRID = {  # 200 settings
     "sampling.temperature": [0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5],
@@ -314,8 +315,8 @@ def test_on_the_model_the_planted_setting_wins_on_prompts_it_was_not_tuned_on(mx
     assert mx.policy.run("Once", found["best_policy"], max_new_tokens=4, seed=1)["accepted"]
 
 
-def test_what_the_model_cannot_do_is_refused_before_anything_is_decoded(mx, monkeypatch):
-    monkeypatch.setattr(runner, "run", lambda *given, **more: pytest.fail("decoded"))
+def test_what_the_model_cannot_do_is_refused_before_anything_is_decoded(loaded):
+    policies = services(undecodable(loaded)).policy
     for words, arguments in {
         "steering_vector": {"search_space": {"steering.vector": [None, {"3": [1.0]}]}},
         "json_schema, regex_pattern or grammar": {"search_space": {"sampling.method": ["guided-generation"]}},
@@ -327,4 +328,4 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_decoded(mx, monk
         "prompts": {"prompts": []},
     }.items():
         with pytest.raises(ArgumentError, match=words):
-            mx.policy.auto_tune(**{"prompts": ["a"], **arguments})
+            policies.auto_tune(**{"prompts": ["a"], **arguments})
