@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from mechanex_jax.edits import Edit, RowSteering, parse_steering
 from mechanex_jax.engine.config import GenerationConfig
@@ -58,7 +57,7 @@ class Policies(SavedPolicies):
     def run(
         self,
         prompt: str,
-        policy: Mapping[str, Any] | None = None,
+        policy: Mapping[str, object] | None = None,
         policy_id: str | None = None,
         model: str = "default",
         max_new_tokens: int = 128,
@@ -93,7 +92,7 @@ class Policies(SavedPolicies):
     def compare(
         self,
         prompt: str,
-        policies: Sequence[Mapping[str, Any]],
+        policies: Sequence[Mapping[str, object]],
         max_new_tokens: int = 128,
         *,
         model: str = "default",
@@ -116,7 +115,7 @@ class Policies(SavedPolicies):
     def evaluate(
         self,
         prompts: Sequence[str],
-        policy: Mapping[str, Any] | None = None,
+        policy: Mapping[str, object] | None = None,
         policy_id: str | None = None,
         max_new_tokens: int = 128,
         *,
@@ -151,9 +150,9 @@ class Policies(SavedPolicies):
     def auto_tune(
         self,
         prompts: Sequence[str],
-        base_policy: Mapping[str, Any] | None = None,
+        base_policy: Mapping[str, object] | None = None,
         base_policy_id: str | None = None,
-        search_space: Mapping[str, Sequence[Any]] | None = None,
+        search_space: Mapping[str, Sequence[object]] | None = None,
         max_trials: int = 24,
         max_new_tokens: int = 128,
         *,
@@ -275,28 +274,28 @@ class Policies(SavedPolicies):
 
     # --- helpers ---
 
-    def _read(self, policy: Any, name: str = "policy") -> Policy:
+    def _read(self, policy: object, name: str = "policy") -> Policy:
         return controls.read(policy, name)
 
-    def _resolve(self, policy: Any, policy_id: str | None) -> Policy:
+    def _resolve(self, policy: object, policy_id: str | None) -> Policy:
         if (policy is None) == (policy_id is None):
             said = Verbatim("neither" if policy is None else "both")
             raise expected("policy and policy_id", said, "one of them", "Give a mapping, or the id of a saved policy.")
         return self._read(policy if policy_id is None else self.get(policy_id))
 
     @staticmethod
-    def _prompts(prompts: Any) -> list[Any]:
+    def _prompts(prompts: Sequence[Prompt]) -> list[Prompt]:
         if isinstance(prompts, str) or not isinstance(prompts, Sequence) or not prompts:
             raise expected("prompts", prompts, "a list of prompts, at least one")
         return [*prompts]
 
     def _outcomes(
         self,
-        prompts: Sequence[Any],
+        prompts: Sequence[Prompt],
         policies: Sequence[Policy],
         model: str | None,
         max_new_tokens: int,
-        seed: Any,
+        seed: int | Sequence[int] | None,
         chat: bool,
         progress: bool = False,
         batch_size: int = MICRO_BATCH,
