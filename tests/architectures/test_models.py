@@ -126,17 +126,20 @@ PROPERTIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in TABLE.items() if not case.spelling])
 @pytest.mark.parametrize("holds", PROPERTIES, ids=lambda holds: holds.__name__)
 def test_property(holds: Callable[[Pair], None], name: str, pair) -> None:
     holds(pair(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in TABLE.items() if case.spelling])
 def test_spelling(name: str, pair) -> None:
     equals_transformers(pair(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "gpt2, long"])
 def test_logits_of_the_last_token_alone_or_of_none(name: str, pair) -> None:
     p = pair(name)
@@ -157,6 +160,7 @@ def test_the_table_would_notice(name: str, pair, tmp_path: Path) -> None:
     assert np.abs(plain - p.truth[:1]).max() > 100 * TOLERANCE
 
 
+@pytest.mark.slow
 def test_a_text_may_fill_the_learned_positions(tmp_path: Path) -> None:
     """Prefill pads the prompt to more positions than the model has; what stands there must not reach the text."""
     folder = oracles.saved(gpt2(n_positions=21), tmp_path)

@@ -70,6 +70,7 @@ def test_unembedding_is_the_last_matrix(pair) -> None:
 # --- mx.forward ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "mistral, blocks out of sight", "gpt2"])
 def test_captures_equal_transformers(name: str, pair) -> None:
     p = pair(name)
@@ -89,6 +90,7 @@ def test_captures_equal_transformers(name: str, pair) -> None:
     np.testing.assert_allclose(out.activations["resid_post"][:, 0], hidden[1], rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_forward_takes_one_text_or_many(pair) -> None:
     p = pair("llama")
     many = mechanex.forward(p.model, p.tokens, lengths=p.lengths, capture="mlp_out")
@@ -122,6 +124,7 @@ def test_forward_refuses(arguments: dict[str, Any], words: tuple[str, ...], pair
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "length"), [("llama", 40), ("mistral, blocks out of sight", 301), ("gpt2, long", 256)])
 def test_gradients_equal_torch(name: str, length: int, pair) -> None:
     """Of a loss of all logits by a steering vector, through attention over several blocks."""

@@ -163,6 +163,7 @@ def _build_forever(target: Path, started) -> None:
     build_folder(target, build)
 
 
+@pytest.mark.slow
 def test_two_processes_build_once_and_both_see_all_of_it(tmp_path: Path):
     context = multiprocessing.get_context("spawn")
     with context.Pool(2) as pool:

@@ -51,6 +51,7 @@ def one_operation_per_row(site: str) -> tuple[Any, list[Any]]:
     return made, formulas
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_operation_equals_hooks_while_decoding(family: str, site: str, both) -> None:
@@ -71,6 +72,7 @@ def test_every_operation_equals_hooks_while_decoding(family: str, site: str, bot
         assert np.abs(result.logprobs[row] - plain.logprobs[row]).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_forward_equals_hooks_and_captures_the_edited_activation(both) -> None:
     model, hf = both("llama")
     tokens = np.random.default_rng(2).integers(0, oracles.VOCABULARY, (ROWS, 10)).astype(np.int32)
@@ -93,6 +95,7 @@ def test_forward_equals_hooks_and_captures_the_edited_activation(both) -> None:
         assert np.abs(edited - plain[row, 1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_edits_at_one_site_apply_in_their_order(both) -> None:
     model, hf = both("gpt2")
     v, c = vectors(D), vectors(D, seed=1)
@@ -112,6 +115,7 @@ def test_edits_at_one_site_apply_in_their_order(both) -> None:
     assert np.abs(results[0] - results[1]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_hidden_states_of_transformers_are_our_captures(both) -> None:
     for family in ("llama", "gpt2"):
         model, hf = both(family)

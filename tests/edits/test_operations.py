@@ -41,6 +41,7 @@ def tapped(edit: Any, x: Any, layer: int, prompts: Any) -> np.ndarray:
 # --- against formulas --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @every_operation
 def test_equals_the_formula_in_float64(name: str) -> None:
     """All scopes, strengths, decays, vectors and layers at once: every row of one batch has its own."""
@@ -77,6 +78,7 @@ NOTHING: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 @every_operation
 def test_weight_zero_is_the_identity_bit_for_bit(name: str, dtype: Any) -> None:
@@ -102,6 +104,7 @@ def test_positions_outside_the_scope_stay_bit_for_bit(name: str) -> None:
     assert changed[2:6].any()
 
 
+@pytest.mark.slow
 @every_operation
 def test_rows_are_independent_and_values_never_recompile(name: str, both, compilations) -> None:
     model, _ = both("llama")
@@ -181,6 +184,7 @@ def test_a_closed_gate_changes_no_bit() -> None:
     assert (tapped(edits.gate(vectors(D), 1, threshold=-1.0), x, 1, [6]) != x).any(-1).all()
 
 
+@pytest.mark.slow
 @every_operation
 def test_gradients_by_the_vector_are_finite_and_right(name: str) -> None:
     """What optimises a vector starts at 0, and sees padding of 0."""

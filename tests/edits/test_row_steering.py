@@ -157,6 +157,7 @@ def alone(steering: RowSteering) -> tuple[Any, ...]:
     return (*adds, *(edits.gate(g.vector, g.layer, perceptron=g.perceptron, site=g.site) for g in steering.gates))
 
 
+@pytest.mark.slow
 def test_a_batch_equals_its_rows_one_by_one(model) -> None:
     """Rows with several sites, with gates of different sizes, with two gates at one layer, and with nothing."""
     given = [
@@ -210,6 +211,7 @@ def test_strength_and_choice_of_rows_keep_the_shapes_of_the_edits() -> None:
     assert shapes(full) == shapes(RowSteering(full.additions, (gated(1, 3, hidden=8), gated(0, 4))))
 
 
+@pytest.mark.slow
 def test_a_row_of_strength_zero_is_unsteered_bit_for_bit(model) -> None:
     full = RowSteering({"resid_pre": {0: vectors(D)}}, (gated(1, 1),))
     zero = mechanex.forward(model, PROMPTS, edits=edits.steering([full, full.scaled(0), full], D)).logits[1]
@@ -227,6 +229,7 @@ def test_a_vector_of_another_width_is_refused_in_a_batch() -> None:
 # --- generate --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_documented_example(tmp_path: Path) -> None:
     """GPT-2 with its 12 layers, 768 wide; narrow only where the example does not look."""
     folder = oracles.saved(gpt2(vocab_size=320, n_embd=768, n_layer=12, n_head=12, n_inner=64), tmp_path)
@@ -256,6 +259,7 @@ def test_the_documented_example(tmp_path: Path) -> None:
     assert (plain.argmax(-1) != steered.tokens).any()
 
 
+@pytest.mark.slow
 def test_each_prompt_of_a_batch_has_its_own_vector(session) -> None:
     prompts, strong = ["the future", "of", "in the hands"], 4.0
     arguments: dict[str, Any] = {"max_tokens": 6, "sampling_method": "greedy"}

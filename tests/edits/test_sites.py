@@ -50,6 +50,7 @@ def both(tmp_path_factory) -> Callable[[str], tuple[Any, Any]]:
     return functools.cache(lambda family: oracle.pair(family, tmp_path_factory.mktemp(family)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_every_site_equals_a_hook(family: str, site: str, both) -> None:
@@ -72,6 +73,7 @@ def test_every_site_equals_a_hook(family: str, site: str, both) -> None:
     np.testing.assert_allclose(out.activations[site][:, 1], edited, rtol=0, atol=TOLERANCE)
 
 
+@pytest.mark.slow
 def test_an_edit_of_ones_own_sees_where_each_prompt_ends(both) -> None:
     model, hf = both("llama")
     vector = vectors(D)
@@ -85,6 +87,7 @@ def test_an_edit_of_ones_own_sees_where_each_prompt_ends(both) -> None:
             oracle.assert_greedy(hf, text_of(result, row), length, result.logprobs[row])
 
 
+@pytest.mark.slow
 def test_a_steered_row_changes_no_other(both) -> None:
     """Bit for bit, in one executable; and an unsteered row is what it is without any edit, up to float noise."""
     model, _ = both("llama")

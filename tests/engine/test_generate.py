@@ -353,6 +353,7 @@ def test_pieces_join_to_the_same_text_however_tokens_are_cut(words, stops):
     assert "".join(pieces) == whole
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_long_decode_and_leaves_the_model_usable():
     code = (
         "import mechanex_jax as mx\n"

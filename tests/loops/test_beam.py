@@ -44,6 +44,7 @@ def pair(request, tmp_path_factory):
     return oracles.ours(folder), oracles.theirs(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eos", [[], [5], [5, 9, 33, 34, 35, 36, 37]], ids=["no_eos", "one_eos", "seven_eos"])
 @pytest.mark.parametrize("early_stopping", [False, True, "never"])
 def test_tokens_and_scores_are_those_of_transformers_in_a_ragged_batch(early_stopping, eos, pair):
@@ -125,6 +126,7 @@ def everything(prompt: list[int], steps: int, penalty: float, legal: Any = None)
     return sorted(found, reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("penalty", [0.0, 1.0, 1.7])
 def test_a_width_that_holds_everything_finds_every_sequence_in_order(penalty):
     out = run(
@@ -137,6 +139,7 @@ def test_a_width_that_holds_everything_finds_every_sequence_in_order(penalty):
     assert (out.lengths[0, len(expected) :] == 0).all() and (out.tokens[0, len(expected) :] == 1).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "distance"), [(TABLE, DISTANCE), (LOOSE, LOOSE_DISTANCE)], ids=["ab_star_c", "loose"])
 def test_an_automatons_state_travels_with_its_beam(table, distance):
     machine = mx.transforms.chain(Machine(table, distance))
@@ -189,6 +192,7 @@ def agrees(out, row, expected):
     np.testing.assert_allclose(out.scores[row, : len(expected)], [score for score, _ in expected], rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("early", [False, True, "never"])
 @pytest.mark.parametrize("width", [2, 5])
 def test_every_row_has_its_own_length_penalty_and_stop_strings(width, early):
@@ -229,6 +233,7 @@ class Fresh:
         return state.at[token].set(True)
 
 
+@pytest.mark.slow
 def test_state_and_step_of_a_transform_are_its_beams_own():
     out = run(mx.transforms.chain(Fresh()), max_new_tokens=[4, 9, 7, 0])
     for row, length in enumerate(LENGTHS[:3]):
@@ -236,6 +241,7 @@ def test_state_and_step_of_a_transform_are_its_beams_own():
         agrees(out, row, search(PROMPTS[row, :length], 4, [4, 9, 7][row], 1.0, False, ban=ban))
 
 
+@pytest.mark.slow
 def test_logprobs_are_the_models_own_and_zero_in_the_padding():
     out = run(mx.transforms.chain(Fresh(), mx.transforms.logit_bias(np.linspace(-1, 1, V))), eos_ids=[4])
     for row, length in enumerate(LENGTHS):
@@ -251,6 +257,7 @@ def test_logprobs_are_the_models_own_and_zero_in_the_padding():
 # --- how it fits with the other loop ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_width_one_is_greedy_decoding():
     greedy = mx.transforms.temperature(0.0)
     plain = decode(MODEL, PROMPTS, LENGTHS, greedy, key=KEY, max_new_tokens=[9, 4, 0, 9], eos_ids=[3], pad_id=1)
@@ -264,6 +271,7 @@ def test_width_one_is_greedy_decoding():
     assert ends.any() and not ends.all()
 
 
+@pytest.mark.slow
 def test_a_ragged_batch_equals_each_row_alone_whatever_the_padding():
     dirty = PROMPTS.copy()
     dirty[np.arange(5) >= LENGTHS[:, None]] = 9
@@ -285,6 +293,7 @@ class Script(mx.transforms.Stateless):
         return jnp.where((jnp.arange(V) < 2) & (step.index < self.last), logits, -jnp.inf)
 
 
+@pytest.mark.slow
 def test_dead_ends_never_win_and_harm_no_other_row():
     out = run(mx.transforms.chain(Script([3, 100, 0, 2])), max_new_tokens=5, eos_ids=[0])
     assert (out.finish_reason[2] == FinishReason.DEAD_END).all()
@@ -302,6 +311,7 @@ def test_no_room_to_say_anything_leaves_one_empty_hypothesis():
     assert (out.scores == [0.0] + 3 * [-np.inf]).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pair", ["llama"], indirect=True)
 def test_edits_and_transforms_hold_one_value_per_prompt(pair):
     model, _ = pair
@@ -348,6 +358,7 @@ def test_the_host_has_a_say_between_chunks(monkeypatch):
     assert looks == [4, 6, 7, 8, 9, 10, 11, 11]  # what ends with the twelfth token is no beam any more
 
 
+@pytest.mark.slow
 def test_other_values_never_recompile(compilations):
     def call(index: int) -> None:
         run(
@@ -365,6 +376,7 @@ def test_other_values_never_recompile(compilations):
     assert compilations(lambda: [call(index) for index in range(1, 20)]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changed", "words"),
     [

@@ -26,6 +26,7 @@ def continuation(tokens: list[int], steps: int, longest: int, shortest: int) -> 
     return [-1] * steps
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("longest", "shortest"), [(3, 1), (2, 2), (4, 2), (1, 1)])
 def test_prompt_lookup_proposes_what_brute_force_finds(longest, shortest):
     rng = np.random.default_rng(longest)
@@ -39,6 +40,7 @@ def test_prompt_lookup_proposes_what_brute_force_finds(longest, shortest):
     assert found > 10
 
 
+@pytest.mark.slow
 def test_matches_are_proposed_only_where_together_they_have_paid_for_their_verification():
     """Row 0 repeats its last four tokens, row 1 the last one, row 2 none."""
     prompts = np.array([[1, 2, 3, 4, 5, 1, 2, 3, 4], [6, 7, 8, 9, 10, 5, 4, 3, 6], [1, 2, 3, 4, 5, 6, 7, 8, 9]], np.int32)
@@ -139,6 +141,7 @@ SINGLE = {0: 1.0, 1: 1.3, 2: 1.4, 4: 1.5, 8: 1.9}  # seconds a round at batch 1 
 BATCH = {0: 1.0, 1: 1.5, 2: 1.8, 4: 2.35, 8: 3.8}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("costs", "rows"), [(SINGLE, 1), (BATCH, 8)])
 @pytest.mark.parametrize("scale", [0.002, 0.03, 0.3])
 def test_drafts_that_are_refused_cost_a_tenth_at_most(costs, rows, scale):
@@ -149,6 +152,7 @@ def test_drafts_that_are_refused_cost_a_tenth_at_most(costs, rows, scale):
         assert simulate(controller, costs, lambda n: accept, rows) < 400 * costs[0] / 0.9  # noqa: B023
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accept", [0.6, 0.8, 0.95])
 @pytest.mark.parametrize(("costs", "rows"), [(SINGLE, 1), (BATCH, 8)])
 @pytest.mark.parametrize("most", [4, 8])

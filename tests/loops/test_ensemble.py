@@ -78,6 +78,7 @@ def greedy_oracle(voting, prompt, steps, weights=(1, 1, 1)):
     return tokens[len(prompt) :], logprobs, margin
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), tuple(WEIGHTS)], ids=["equal", "weighted"])
 @pytest.mark.parametrize("voting", VOTING)
 def test_greedy_tokens_and_logprobs_are_the_oracles_in_a_ragged_batch(voting, weights):
@@ -90,6 +91,7 @@ def test_greedy_tokens_and_logprobs_are_the_oracles_in_a_ragged_batch(voting, we
     assert (out.finish_reason == FinishReason.LENGTH).all()
 
 
+@pytest.mark.slow
 def test_the_three_rules_differ_and_so_does_each_from_every_member():
     outs = [run(voting, max_new_tokens=40).tokens for voting in VOTING]
     outs += [decode(model, PROMPTS, LENGTHS, GREEDY, key=KEY, max_new_tokens=40).tokens for model in MODELS]
@@ -104,6 +106,7 @@ def chi_square(counts, law):
     return stats.chisquare(np.array(observed)[keep], np.array(wanted)[keep]).pvalue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("voting", ["mean", "product"])
 def test_sampled_tokens_follow_the_combined_law_after_one_chain(voting):
     count = 4096
@@ -115,6 +118,7 @@ def test_sampled_tokens_follow_the_combined_law_after_one_chain(voting):
     assert chi_square(np.bincount(out.tokens[:, 0], minlength=V), np.exp(log_softmax(law))) > 1e-3
 
 
+@pytest.mark.slow
 def test_a_majority_is_of_draws_that_share_their_noise_and_go_through_the_chain():
     """Each member's draw is the draw it makes alone with the row's key; the vote is counted here in plain Python."""
     count, transform = 512, mx.transforms.chain(mx.transforms.temperature(4.0))
@@ -131,6 +135,7 @@ def test_a_majority_is_of_draws_that_share_their_noise_and_go_through_the_chain(
     assert kinds == {1, 2, 3}  # all agree, two against one, no majority
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("voting", VOTING)
 def test_one_member_or_equal_members_decode_as_the_model_alone(voting):
     # Two rows are greedy, two are sampled; a repetition penalty sees the scale of logits.
@@ -141,6 +146,7 @@ def test_one_member_or_equal_members_decode_as_the_model_alone(voting):
         same(run(voting, transform, models, weights=weights, **arguments), plain, logprobs=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("voting", VOTING)
 def test_a_ragged_batch_with_weights_of_its_own_equals_each_row_alone(voting):
     weights = np.random.default_rng(3).uniform(size=(B, 3))
@@ -179,6 +185,7 @@ class Cycle:
         return (state + token + 1) % 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("voting", VOTING)
 def test_all_members_share_the_state_of_a_constraint_and_never_break_it(voting):
     begin = [0, 1, 2, 1]
@@ -246,6 +253,7 @@ class Silent(Toy):
         return dataclasses.replace(out, logits=None if out.logits is None else jnp.full_like(out.logits, -jnp.inf))
 
 
+@pytest.mark.slow
 def test_a_member_without_a_possible_token_has_no_say_but_in_a_product():
     silent = Silent(MODELS[0].embedding, MODELS[0].unembedding)
     alone = run("mean", SAMPLED, MODELS[1:2])
@@ -259,6 +267,7 @@ OFFSETS = np.concatenate([[0], np.cumsum([len(w) for w in WORDS])]).astype(np.in
 DATA = np.frombuffer(b"".join(WORDS), np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("voting", VOTING)
 def test_rows_end_by_eos_by_stop_strings_and_by_lengths_of_their_own(voting):
     most = [60, 60, 0, 7]
@@ -325,6 +334,7 @@ def members(tmp_path_factory):
     return made
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_transformers_however_many_chunks_they_take(members, monkeypatch):
     rng, lengths, prompts = np.random.default_rng(1), np.array([30, 17, 30]), np.array([4, 16, 29])
     for ours, hf in members:
@@ -336,6 +346,7 @@ def test_scores_are_those_of_transformers_however_many_chunks_they_take(members,
             np.testing.assert_allclose(score(ours, tokens, lengths, prompts), wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_models_with_different_tokenisers_select_among_candidates_that_all_of_them_score(members):
     """One spells with 97 symbols of one byte, the other with 53 of two bytes: likelihoods per byte are what compares."""
     models = [ours for ours, _ in members]
@@ -381,6 +392,7 @@ def test_select_by_hand(arguments, wanted):
     assert len(arguments[0]) > 1 or select(*arguments, voting="mean") == select(*arguments, voting="product") == wanted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "words"),
     [

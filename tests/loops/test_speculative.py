@@ -60,6 +60,7 @@ def same(one, other):
     np.testing.assert_allclose(one.logprobs, other.logprobs, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "drafter", [prompt_lookup(), model_drafter(OTHER), model_drafter(MODEL)], ids=["lookup", "other", "itself"]
 )
@@ -71,6 +72,7 @@ def test_greedy_tokens_are_those_of_plain_decoding(drafter, steps):
     assert (counts.rounds <= counts.tokens).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafter", SAME.values(), ids=SAME)
 def test_sampled_tokens_are_those_of_plain_decoding_if_the_draft_has_no_noise_of_its_own(drafter):
     chain = mx.transforms.chain(mx.transforms.penalties(V, repetition=1.2, frequency=0.1), *SHARP.parts)
@@ -97,6 +99,7 @@ def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
     return stats.chisquare(cells[:, 0], cells[:, 1]).pvalue
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("keep", "seed"), [(5, 7), (3, 6)])
 def test_the_law_of_one_round_and_of_the_text_is_the_one_enumerated(keep, seed):
     size, rows, steps = 5, 16_384, 2
@@ -139,6 +142,7 @@ def test_the_law_of_one_round_and_of_the_text_is_the_one_enumerated(keep, seed):
     assert chi_square(done.ravel(), text.ravel()) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared_noise", [False, True])
 def test_a_draft_by_the_target_itself_is_always_accepted(shared_noise):
     _, counts = run(SAMPLED, model_drafter(MODEL, shared_noise=shared_noise))
@@ -148,6 +152,7 @@ def test_a_draft_by_the_target_itself_is_always_accepted(shared_noise):
     assert (counts.tokens_per_round == 5).all()
 
 
+@pytest.mark.slow
 def test_a_draft_whose_support_is_disjoint_is_never_accepted():
     backwards = type(MODEL)(MODEL.embedding, -MODEL.unembedding)  # its two likeliest tokens are the two least likely
     _, counts = run(mx.transforms.chain(mx.transforms.truncation(temperature=1.0, top_k=2)), model_drafter(backwards))
@@ -155,6 +160,7 @@ def test_a_draft_whose_support_is_disjoint_is_never_accepted():
     assert (counts.rounds == 40).all()
 
 
+@pytest.mark.slow
 def test_rows_of_one_batch_accept_as_much_as_they_would_alone():
     push = np.eye(6, dtype=np.float32)[0]
     strengths = np.array([0.0, 1.0, 0.0, 50.0], np.float32)
@@ -176,6 +182,7 @@ CONSTRAINED = mx.transforms.chain(
 STEERED = mx.edits.add(np.ones(6, np.float32), layer=0, strength=[0.0, 0.5, -0.5, 2.0], site="resid_post")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", [SHARP, CONSTRAINED], ids=["free", "constrained"])
 @pytest.mark.parametrize("edits", [None, STEERED], ids=["unsteered", "steered"])
 @pytest.mark.parametrize("drafter", SAME.values(), ids=SAME)
@@ -192,6 +199,7 @@ def test_constraint_and_steering_hold_and_states_roll_back_exactly(transform, ed
     assert drafter is SAME["itself"] or (counted.accepted < counted.tested).any()
 
 
+@pytest.mark.slow
 def test_a_drawn_draft_never_leaves_the_constraint_and_keeps_its_law():
     rows, machine = 8192, automaton(5, states=3, seed=2)
     target: Any = positional(5, seed=6)
@@ -237,6 +245,7 @@ class Wall(mx.transforms.Stateless):
         return jnp.where(step.index < self.last, logits, -jnp.inf)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -257,6 +266,7 @@ def test_rows_end_in_the_middle_of_an_accepted_run_as_in_plain_decoding(argument
         same(run(transform, drafter, steps=steps, **arguments)[0], wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafter", SAME.values(), ids=SAME)
 def test_the_same_tokens_however_rounds_and_plain_steps_are_mixed(drafter):
     wanted = plain(SAMPLED)
@@ -268,6 +278,7 @@ def test_the_same_tokens_however_rounds_and_plain_steps_are_mixed(drafter):
     same(out, wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plain_tokens", [1, 2, 150])
 def test_a_draft_model_catches_up_on_plain_steps(plain_tokens):
     long = COMMON | {"max_new_tokens": 200}
@@ -281,6 +292,7 @@ def test_a_draft_model_catches_up_on_plain_steps(plain_tokens):
     np.testing.assert_array_equal(counted.rounds, plain_tokens + -(-spoken // 3))
 
 
+@pytest.mark.slow
 def test_the_smallest_capacity_is_enough():
     drafter = model_drafter(OTHER)
     smallest = 5 + 40 + 1 + 8
@@ -289,6 +301,7 @@ def test_the_smallest_capacity_is_enough():
         run(GREEDY, drafter, capacity=smallest - 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("drafters", [[prompt_lookup()], [model_drafter(MODEL), model_drafter(OTHER)]], ids=["lookup", "model"])
 def test_other_values_never_recompile_and_plain_steps_may_come_in_between(drafters, compilations):
     def call(index: int):

@@ -74,6 +74,7 @@ def close_call(model, prompt, tokens, at) -> bool:
     return bool(best[1] - best[0] < 1e-4)
 
 
+@pytest.mark.slow
 def test_tokens_are_those_of_plain_decoding_whether_greedy_or_sampled(small):
     model, part, other = small
     for drafter in (prompt_lookup(), model_drafter(part, shared_noise=True), model_drafter(other, shared_noise=True)):
@@ -82,6 +83,7 @@ def test_tokens_are_those_of_plain_decoding_whether_greedy_or_sampled(small):
     assert (compare(model, MIXED, model_drafter(model, shared_noise=True)).acceptance_rate == 1).all()
 
 
+@pytest.mark.slow
 def test_steering_and_constraint_together_leave_the_tokens_of_plain_decoding(small):
     model, part, _ = small
     vector = np.random.default_rng(3).standard_normal(64).astype(np.float32)
@@ -111,6 +113,7 @@ class Reader:
         return captured["resid_post"][:, -1], kept
 
 
+@pytest.mark.slow
 def test_a_drafter_is_handed_the_activations_of_the_positions_that_were_read(small):
     model = small[0]
     program, carry = speculative_start(

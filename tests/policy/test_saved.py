@@ -172,6 +172,7 @@ for n in range(60):
 """
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_once_lose_nothing_and_readers_see_whole_files(kept):
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", WRITER, str(kept.folder)]

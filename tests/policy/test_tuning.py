@@ -91,6 +91,7 @@ def test_every_value_is_tried_as_soon_as_can_be_and_no_setting_twice(max_trials)
             assert {setting[axis] for setting in tried[:8]} == set(values)
 
 
+@pytest.mark.slow
 def test_a_grid_too_large_to_list_is_covered_and_climbed():
     names = ("temperature", "diversity_strength", "repetition_penalty", "ads_beta", "min_p", "typical_p", "top_p")
     space = {f"sampling.{name}": [(1 + i) / 20 for i in range(19)] for name in names}

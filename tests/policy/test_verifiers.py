@@ -188,6 +188,7 @@ CALLS = st.fixed_dictionaries(
 VALUES = st.one_of(OBJECTS, CALLS, LEAVES, st.lists(LEAVES, max_size=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("constraints", CONSTRAINTS, ids=json.dumps)
 def test_the_effective_schema_means_what_the_fields_say(constraints):
     schema = effective_schema(read({"constraints": constraints}).constraints)

@@ -130,6 +130,7 @@ def writer(folder: Path, name: str, count: int) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment)
 
 
+@pytest.mark.slow
 def test_concurrent_writers_lose_nothing_and_a_killed_one_leaves_whole_files(kept):
     processes = [writer(kept.folder, name, 15) for name in ("a", "b")]
     killed = writer(kept.folder, "k", 10**6)

@@ -107,6 +107,7 @@ def test_every_number_equals_pytorchs_with_hooks(session, steering, folder):
     np.testing.assert_allclose(measured.projection, np.array(strengths) * np.linalg.norm(vector), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_texts_side_by_side_are_those_of_generate(instance, steering):
     vector = 3 * np.random.default_rng(1).normal(size=64).astype(np.float32)
     measured = steering.evaluate({1: vector}, test_prompts=PROMPTS, strengths=[2, 0], unrelated=UNRELATED, max_tokens=8)
@@ -176,6 +177,7 @@ def test_an_unknown_preset_lists_the_eight(steering):
     assert all(name in str(caught.value) for name in EIGHT) and "Did you mean 'brevity'" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_preset_is_made_by_its_own_method_where_none_is_named(steering, monkeypatch):
     names = []
     monkeypatch.setattr(
@@ -271,6 +273,7 @@ def command(monkeypatch, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_the_commands_make_list_show_try_plot_and_delete(command, folder, tmp_path):
     source = tmp_path / "data.jsonl"
     rows = zip(PROMPTS, POSITIVE, NEGATIVE, strict=True)

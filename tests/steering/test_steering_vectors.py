@@ -82,6 +82,7 @@ def answer_mean(loaded, hf, prompt: str, answer: str, site: str) -> np.ndarray:
     return activations64(hf, tokens)[site][:, start:].mean(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
 def test_caa_is_the_difference_of_means_over_the_answers_tokens(tiny, site):
     loaded, hf = tiny
@@ -95,6 +96,7 @@ def test_caa_is_the_difference_of_means_over_the_answers_tokens(tiny, site):
     assert np.abs(expected).max() > 0.1
 
 
+@pytest.mark.slow
 def test_another_number_of_answers_goes_with_every_prompt(tiny):
     loaded, hf = tiny
     data = check_data(PROMPTS[:2], POSITIVE, NEGATIVE[:1])
@@ -106,6 +108,7 @@ def test_another_number_of_answers_goes_with_every_prompt(tiny):
     np.testing.assert_allclose(made.vectors[0], sides[0] - sides[1], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_beginning_that_all_share_is_run_once_and_changes_nothing(tiny):
     loaded, hf = tiny
     prompts = [f"the users of the art of intelligence in the hands of the future {end}" for end in ("is", "of", "in", "art")]
@@ -123,6 +126,7 @@ def test_a_beginning_that_all_share_is_run_once_and_changes_nothing(tiny):
         assert not states_of[len(example.tokens) :].any()
 
 
+@pytest.mark.slow
 def test_the_loss_of_few_shot_is_that_of_the_whole_models_logits(tiny):
     loaded, _ = tiny
     rows = tokenize_data(loaded, DATA)
@@ -142,6 +146,7 @@ def test_the_loss_of_few_shot_is_that_of_the_whole_models_logits(tiny):
     np.testing.assert_allclose(norms, np.median(np.concatenate(entering, axis=-1), axis=-1), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_tail_behind_its_head_is_the_whole_model(tiny):
     loaded, _ = tiny
     batch = next(batches(tokenize_data(loaded, DATA)))
@@ -168,6 +173,7 @@ def test_batches_hold_every_example_once_in_few_shapes():
     assert all(n <= padded_length(n) <= max(16, 1.5 * n) for n in range(1, 500))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("negatives", [NEGATIVE, None])
 def test_few_shot_lowers_its_loss_within_its_bound(small, negatives):
     loaded = small.local_model()
@@ -182,6 +188,7 @@ def test_few_shot_lowers_its_loss_within_its_bound(small, negatives):
     assert np.abs(other.vectors).max() > 0 and other.vectors.shape == (2, 64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "own"), [("caa", None), ("few-shot", 16)])
 def test_methods_see_the_first_tokens_of_each_answer(small, method, own):
     """As many as are asked for, else the method's own number; by data that is cut beforehand."""
@@ -214,6 +221,7 @@ def test_ended_answers_close_with_the_token_that_generation_stops_at(small, stee
         tokenize_data(loaded, DATA, ended=True)
 
 
+@pytest.mark.slow
 def test_strength_makes_positive_answers_likelier_than_negative_ones(small, steering):
     id = steering.generate_vectors(PROMPTS, POSITIVE, NEGATIVE, [2])
     measured = steering.evaluate(id, POSITIVE, NEGATIVE, prompts=PROMPTS, strengths=[-1, 0, 1], unrelated=["the users"])
@@ -221,6 +229,7 @@ def test_strength_makes_positive_answers_likelier_than_negative_ones(small, stee
     assert low < middle < high
 
 
+@pytest.mark.slow
 def test_few_shot_stops_early_where_nothing_is_gained(small):
     """At a vanishing rate no step lowers the loss."""
     loaded = small.local_model()
@@ -273,6 +282,7 @@ def test_the_gate_of_edits_opens_as_the_trained_one():
     assert opening[:, held & y].mean() > 0.8 and opening[:, held & ~y].mean() < 0.2
 
 
+@pytest.mark.slow
 def test_perceptrons_report_held_out_auc_for_each_layer(steering):
     prompts = [f"{a} {b}" for a in ("art", "the users", "hands") for b in ("of", "in", "is", "the")]
     positive = [" the future of the users"] * 6 + [" in the hands of art"] * 6

@@ -176,6 +176,7 @@ def test_the_greedy_maximum_is_near_the_best_of_all_subsets():
     assert best_found > 15
 
 
+@pytest.mark.slow
 def test_how_many_are_kept_follows_the_entropy():
     logits = np.full((4, V), -np.inf, np.float32)
     logits[0, 3] = 2.0  # one token possible
@@ -207,6 +208,7 @@ def test_rows_of_other_methods_pass_unchanged():
     np.testing.assert_array_equal(outputs(logits, subset_size=0), logits)
 
 
+@pytest.mark.slow
 def test_jit_is_eager_and_a_batch_is_each_row_alone_also_under_a_second_vmap():
     logits = random_logits()
     transform = tx.determinantal(UNEMBEDDING, [2, 8, 5, 0, 3, 10], [0.1, 0.3, 0.5, 0.7, 0.9, 0.2], [50, 9, 20, 50, 64, 50])

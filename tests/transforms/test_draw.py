@@ -36,6 +36,7 @@ def laws() -> dict[str, np.ndarray]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", laws())
 def test_law_is_softmax(name: str) -> None:
     logits = laws()[name].astype(np.float32)

@@ -187,6 +187,7 @@ PROPERTIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("holds", PROPERTIES, ids=lambda f: f.__name__)
 @pytest.mark.parametrize("name", TABLE)
 def test_property(name: str, holds: Callable[[Case], None]) -> None:
@@ -252,6 +253,7 @@ def test_a_bias_is_one_for_all_rows_or_one_per_row() -> None:
     assert outputs(tx.logit_bias(np.where(np.arange(V) == 3, -np.inf, 0)), logits)[2, 3] == -np.inf
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

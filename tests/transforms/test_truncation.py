@@ -117,6 +117,7 @@ def adversarial(size: int, seed: int = 0) -> np.ndarray:
     return np.stack([make(rng, size) for make in ADVERSARIAL.values()]).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [5, 160, 1000, 49_152])
 @pytest.mark.parametrize("name", ["k", "p", "m", "tau", "eps"])
 def test_is_the_float64_oracle_on_adversarial_logits(name: str, size: int) -> None:
@@ -154,6 +155,7 @@ one_setting = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     values=st.lists(one_setting, min_size=8, max_size=8),
@@ -186,6 +188,7 @@ WARPERS: dict[str, tuple[Any, Any, list[Any]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [5, 1000, 262_144])
 @pytest.mark.parametrize("name", WARPERS)
 def test_is_the_warper_of_transformers(name: str, size: int) -> None:
@@ -239,6 +242,7 @@ def test_min_p_holds_where_its_threshold_is_near_zero() -> None:
             np.testing.assert_array_equal(mine, right)
 
 
+@pytest.mark.slow
 def test_nucleus_comes_after_temperature() -> None:
     logits = random_logits(batch=1)
     for chained in (
@@ -270,6 +274,7 @@ def test_ties_at_a_cut_are_kept_and_greedy_takes_the_first() -> None:
     assert kept(tx.temperature(0), tied).nonzero()[1].tolist() == [1]
 
 
+@pytest.mark.slow
 def test_epsilon_looks_at_what_is_left_and_keeps_all_of_the_likeliest() -> None:
     logits = np.float32(np.log([[0.4, 0.3, 0.2, 0.1]]))
     assert kept(tx.epsilon_cutoff(0.35), logits)[0].tolist() == [True, False, False, False]
@@ -279,6 +284,7 @@ def test_epsilon_looks_at_what_is_left_and_keeps_all_of_the_likeliest() -> None:
     assert kept(tx.epsilon_cutoff(1), np.float32([[2, 2, 1]]))[0].tolist() == [True, True, False]
 
 
+@pytest.mark.slow
 def test_a_later_stage_is_in_the_program_of_a_batch_only_if_a_row_uses_it() -> None:
     usual = truncation_rows([{"temperature": 0.7, "top_p": 0.9}, {"top_k": 5}, {"epsilon_cutoff": 0.0}])
     assert usual.epsilon_cutoff is None
@@ -298,6 +304,7 @@ def test_no_temperature_overflows(heat: float) -> None:
     np.testing.assert_array_equal(output.argmax(-1), [0, 0, 1])
 
 
+@pytest.mark.slow
 def test_vmap_of_vmap_and_a_vmap_over_values_only() -> None:
     logits = jnp.asarray(random_logits(batch=6).reshape(2, 3, V))
     transform = tx.truncation(0.7, 50, 0.9, 0.01, 0.9, 0.03)

@@ -182,6 +182,7 @@ def spellings(text: str, rng: random.Random) -> bytes:
     return out.encode()
 
 
+@pytest.mark.slow
 @quick
 @given(st.lists(texts, min_size=1, max_size=4), st.randoms(use_true_random=False))
 def test_every_json_spelling_of_an_accepted_text_is_accepted_and_of_no_other(words, rng):

@@ -79,6 +79,7 @@ def where(automaton, state) -> tuple[int, tuple[int, ...]]:
     return int(state.state) - 1, tuple(np.asarray(state.stack)[: int(state.height)].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", AUTOMATA)
 def test_masks_are_those_of_the_tokens_one_by_one_wherever_one_can_get(name):
     net, automaton, depth = pushdown(name), one_row(pack_constraints([built(name)], VOCABULARY)), AUTOMATA[name][1]
@@ -156,6 +157,7 @@ def test_a_budget_forbids_exactly_what_it_has_to():
     assert len(states) >= 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["json", "lists", "calls 1", "calls 2", "calls 3"])
 def test_at_the_full_stack_there_is_always_a_way_back(name):
     tight = built(name, 3)
@@ -188,6 +190,7 @@ def test_at_the_full_stack_there_is_always_a_way_back(name):
     assert 3 < highest <= tight.max_depth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_random_automata_with_random_tokens_agree_with_the_matcher(seed):
     rng = np.random.default_rng(seed)
@@ -278,6 +281,7 @@ def run_rows(automaton, batch: int, steps: int, key_of=lambda row: row):
     return np.stack(tokens), np.stack(masks)
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_equals_each_row_alone_and_leaves_free_rows_as_they_are():
     machines_ = [built("json"), None, built("lists"), built("chain"), built("json"), built("one rule"), built("words")]
     tokens, masks = run_rows(pack_constraints(machines_, VOCABULARY), len(machines_), 12)
@@ -290,6 +294,7 @@ def test_a_mixed_batch_equals_each_row_alone_and_leaves_free_rows_as_they_are():
     assert np.array_equal(masks[3, 1], np.roll(logits, 51))
 
 
+@pytest.mark.slow
 def test_one_legal_token_in_bfloat16_survives_truncation():
     builder = Builder()
     rule = builder.rule("root")
@@ -305,6 +310,7 @@ def test_one_legal_token_in_bfloat16_survives_truncation():
     assert np.flatnonzero(np.isfinite(out)).tolist() == [1 + ord("a")]
 
 
+@pytest.mark.slow
 def test_a_decoding_loop_ends_with_complete_texts_and_other_machines_compile_nothing(compilations):
     model = toys.toy(V)
     prompt = np.array([[5, 6, 7]] * 3, np.int32)

@@ -163,6 +163,7 @@ WORDS = {"NUMBER": ["1", "20", "3.5", "1e5"], "NAME": ["a", "b1", "total"], "INT
          "ESCAPED_STRING": ['"a"', '"\\""'], "SIGNED_NUMBER": ["-1", "2.5"], "OP": ["=", "<="]}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [ARITHMETIC, SQL, JSON_LARK], ids=["arithmetic", "sql", "json"])
 def test_sentences_and_their_mutations_are_judged_as_by_earley(text):
     # Earley's lexer matches any text of a terminal, which is what the automaton does.
@@ -209,6 +210,7 @@ def random_grammar(rng: random.Random) -> str:
     return "\n".join(f"{n}: " + " | ".join(part(2) for _ in range(rng.randint(1, 3))) for n in names)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_random_grammars_are_held_exactly_or_refused(seed):
     rng, held, accepted = random.Random(seed), 0, 0

@@ -31,6 +31,7 @@ def _cases() -> list:
     return [pytest.param(*case[1:], id=case[0]) for case in schema_cases.CASES]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schema", "valid", "invalid"), _cases())
 def test_keyword_accepts_the_valid_and_rejects_the_invalid(schema, valid, invalid):
     pushdown = json_schema.pushdown_automaton(schema)
@@ -145,6 +146,7 @@ def test_a_schema_gives_the_same_automaton_in_every_process():
     assert len(outputs) == 1
 
 
+@pytest.mark.slow
 def test_a_bound_of_100_000_characters_holds():
     pushdown = json_schema.pushdown_automaton({"type": "string", "maxLength": 100_000})
     for text, inside in (("é" * 100_000, True), ("é" * 100_001, False), ("a" * 100_000, True)):

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jsonschema
+import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from schema_tools import SCHEMAS, VALUES, Repeated, Walker, accepts, read, written
@@ -48,6 +49,7 @@ def _orders(value: Any) -> Iterator[Any]:
         yield value
 
 
+@pytest.mark.slow
 @settings(_RANDOM, max_examples=300)
 @given(SCHEMAS, st.lists(VALUES, min_size=5, max_size=5))
 def test_a_value_is_accepted_exactly_if_it_is_valid(schema, values):
@@ -56,6 +58,7 @@ def test_a_value_is_accepted_exactly_if_it_is_valid(schema, values):
         assert _in_some_order(pushdown, value) == validator.is_valid(value), value
 
 
+@pytest.mark.slow
 @settings(_RANDOM, max_examples=150)
 @given(SCHEMAS, st.integers(0, 1000))
 def test_random_walks_are_valid(schema, seed):

@@ -77,6 +77,7 @@ def pattern(rng: random.Random, depth: int) -> str:
     return f"(?{rng.choice(['i', 's', 'm', 'a', 'im', '-i'])}:{pattern(rng, depth - 1)})"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_random_patterns_accept_what_fullmatch_accepts(seed):
     rng, accepted = random.Random(seed), 0
@@ -121,6 +122,7 @@ CLASSES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [*CLASSES, *(f"(?i:{c})" for c in "iIİıſKÅµμςΣßẞθϑǅǆᾳⅷⓐꙋ𐐀")])
 def test_a_class_holds_every_code_point_that_it_holds_in_python(text):
     everything = "".join(map(chr, [*range(0xD800), *range(0xE000, 0x110000)]))
@@ -203,6 +205,7 @@ def test_a_pattern_without_texts_is_refused(text):
         regex.pushdown_automaton(text)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["(a|b)*a(a|b){20}", "(?:a{0,900}){900}", ".*a.{25}x.*"])
 def test_explosion_is_refused(text):
     with pytest.raises(ConstraintError, match="too large"):
@@ -249,6 +252,7 @@ ECMA = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("text", "accepted", "rejected"), ECMA)
 def test_ecma_dialect(text, accepted, rejected):
     machine = regex.char_dfa(text, search=True, dialect="ecma")

@@ -254,6 +254,7 @@ def test_an_interrupt_ends_the_child(run):
     threads[0].join()
 
 
+@pytest.mark.slow
 def test_nothing_survives_when_the_parent_is_killed(run, folder):
     limits = f"sandbox.Limits(namespaces={containment.NETWORK not in run.uncontained})"
     code = "import time\nif __import__('os').fork() == 0: time.sleep(1e6)\ntime.sleep(1e6)"

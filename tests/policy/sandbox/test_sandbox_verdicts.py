@@ -139,6 +139,7 @@ def test_several_threads_run_at_once_without_mixing():
         assert result.passed == right and (right or result.reason.endswith(f"AssertionError: {i}"))
 
 
+@pytest.mark.slow
 def test_hundreds_of_runs_leak_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     run("pass")
