@@ -18,11 +18,11 @@ DEAD = 0
 
 @dataclasses.dataclass(frozen=True)
 class CompileLimits:
-    """What the compilation of one constraint may cost before it is refused.
+    """Bounds on the cost of compiling one constraint, beyond which it is refused.
 
     Attributes:
       states: states of one automaton.
-      work: positions looked at while one automaton is determinised; grows with the states and with what each stands for.
+      work: positions looked at while one automaton is determinized; grows with the states and with what each stands for.
       seconds: wall-clock time of one operation.
     """
 
@@ -31,7 +31,7 @@ class CompileLimits:
     seconds: float = 20.0
 
     def meter(self, what: str) -> Callable[..., None]:
-        """A function `(states, work=0)` that raises `ConstraintError` about `what` beyond the limits."""
+        """Make a function `(states, work=0)` that raises `ConstraintError` about `what` beyond the limits."""
         end = time.monotonic() + self.seconds
 
         def check(states: int, work: int = 0) -> None:
@@ -94,11 +94,11 @@ class CharDfa:
         while queue:
             state = queue.popleft()
             if self.label[state] >= 0 if label is None else self.label[state] == label:
-                found = []
+                points = []
                 while came[state][0] >= 0:
                     state, column = came[state]
-                    found.append(sample[column])
-                return "".join(map(chr, reversed(found)))
+                    points.append(sample[column])
+                return "".join(map(chr, reversed(points)))
             for column in np.flatnonzero(self.next[state]).tolist():
                 target = int(self.next[state, column])
                 if target not in came:

@@ -1,4 +1,4 @@
-"""How a character is spelt in bytes, as a tree: UTF-8, or the inside of a JSON string with every legal escape.
+"""Characters encoded in bytes: UTF-8, or the inside of a JSON string with every legal escape.
 
 The tree is built over the classes of an alphabet, not over single characters: where a whole block of code points is of one
 class it is one node, shared by everything that looks the same.
@@ -24,7 +24,10 @@ _SHORT_ESCAPES = {'"': '"', "\\": "\\", "/": "/", "b": "\b", "f": "\f", "n": "\n
 
 
 class EncodingTree:
-    """`nodes[i]` are the edges of node i, children before parents; `root` the edges for the first byte of a character."""
+    """The encoding of all characters as a tree.
+
+    `nodes[i]` are the edges of node i, children before parents; `root` the edges for the first byte of a character.
+    """
 
     def __init__(self, bounds: np.ndarray, classes: np.ndarray, spelling: str):
         self._bounds = bounds.tolist()
@@ -131,7 +134,7 @@ def _digit(value: int) -> int:
 
 
 class Symbols:
-    """The spelling tree, once for each way in which a state's row groups the classes.
+    """The encoding tree, once for each way in which a state's row groups the classes.
 
     A symbol is a node in which slots stand for the states that its characters lead to, numbered by first appearance; so a
     thousand states that count characters share a handful of symbols, and each becomes states in one array operation.
@@ -152,22 +155,22 @@ class Symbols:
         known: list[tuple[int, tuple[int, ...]] | None] = []
 
         def merge(edges: tuple[tuple[int, int], ...]) -> dict[tuple[int, tuple[int, ...]], int]:
-            found: dict[tuple[int, tuple[int, ...]], int] = {}
+            merged: dict[tuple[int, tuple[int, ...]], int] = {}
             for mask, child in edges:
                 end = (-1, (slots[~child],)) if child < 0 and slots[~child] >= 0 else None
                 key = known[child] if child >= 0 else end
                 if key is not None:
-                    found[key] = found.get(key, 0) | mask
-            return found
+                    merged[key] = merged.get(key, 0) | mask
+            return merged
 
         for edges in self.tree.nodes:
-            found = merge(edges)
+            edges_by_child = merge(edges)
             names: dict[int, int] = {}
             content = tuple(
                 (mask, child, tuple([names.setdefault(slot, len(names)) for slot in used]))
-                for (child, used), mask in sorted(found.items(), key=lambda item: item[1] & -item[1])
+                for (child, used), mask in sorted(edges_by_child.items(), key=lambda item: item[1] & -item[1])
             )
-            known.append((self.ids.setdefault(content, len(self.ids)), tuple(names)) if found else None)
+            known.append((self.ids.setdefault(content, len(self.ids)), tuple(names)) if edges_by_child else None)
         return merge(self.tree.root)
 
     def expand(self, count: int) -> tuple[list[tuple[np.ndarray, int, np.ndarray]], int]:
@@ -204,7 +207,7 @@ class Symbols:
 
 
 def to_bytes(dfa: CharDfa, encoding: str = "utf8", close: bytes | None = None) -> ByteDfa:
-    """Spell out every character in bytes.
+    """Encode an automaton over characters as one over bytes.
 
     State 0 is dead, states 1 .. S - 1 keep their numbers; states inside a character follow, and after them, with `close`, the
     ends.

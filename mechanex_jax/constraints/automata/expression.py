@@ -1,4 +1,4 @@
-"""The shared form of patterns and grammars: regular expressions over code points, with references to rules."""
+"""Expression trees, shared by patterns and grammars: regular expressions over code points, with references to rules."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Assertion:
 
 @dataclasses.dataclass(frozen=True)
 class RuleRef:
-    """A rule of a grammar."""
+    """A reference to a rule of a grammar."""
 
     name: str
 

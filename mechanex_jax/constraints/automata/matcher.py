@@ -6,7 +6,7 @@ from mechanex_jax.constraints.automata.pushdown import DEAD, PushdownAutomaton
 
 
 class Matcher:
-    """One text's way through an automaton, byte by byte, on the host. The definition that everything else is tested against."""
+    """Reads a text through an automaton, byte by byte, on the host: the definition that everything else is tested against."""
 
     def __init__(self, pushdown: PushdownAutomaton):
         self.pushdown, self.state, self.stack = pushdown, pushdown.start, ()
@@ -17,7 +17,7 @@ class Matcher:
         return other
 
     def feed(self, data: bytes) -> bool:
-        """Read `data`; False, for good, once no continuation can be accepted."""
+        """Read `data`. False, for good, once no continuation can be accepted."""
         net = self.pushdown
         for byte in data:
             column, consumed = net.classes[byte], False

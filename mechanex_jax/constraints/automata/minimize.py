@@ -1,4 +1,4 @@
-"""Which states of a table no text can tell apart: the coarsest stable partition."""
+"""Minimization of DFA tables: the coarsest partition into states that no text tells apart."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def coarsest(table: np.ndarray, label: np.ndarray) -> np.ndarray:
     _, block = np.unique(label, return_inverse=True)
     count = 0
     for _ in range(_ROUNDS):
-        found, block = unique_rows(np.concatenate([block[:, None], block[table]], axis=1))
-        if len(found) == count:
+        distinct, block = unique_rows(np.concatenate([block[:, None], block[table]], axis=1))
+        if len(distinct) == count:
             break
-        count = len(found)
+        count = len(distinct)
     else:
         block = _hopcroft(table, block)
     _, first, number = np.unique(block, return_index=True, return_inverse=True)

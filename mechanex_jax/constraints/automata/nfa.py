@@ -1,4 +1,4 @@
-"""Regular expressions to automata: Thompson's construction, then subsets, with anchors and word boundaries.
+"""Thompson's construction and the subset construction, with anchors and word boundaries: expressions to DFAs.
 
 A subset's members are places between characters. Conditions on the neighbouring characters (`^`, `$`, `\\b`, ...) are decided
 while the next character is read, from its kind and that of the one before, which the subset remembers.
@@ -21,7 +21,7 @@ _NEWLINE_KINDS = ("final", "line_begin", "line_end")
 
 
 class Nfa:
-    """Places, with empty moves, conditions, characters and references to rules leading from one to the next."""
+    """A nondeterministic automaton: epsilon moves, assertions, characters and rule calls lead from state to state."""
 
     def __init__(self, limits: CompileLimits = DEFAULT_LIMITS):
         self.check = limits.meter("The pattern")
@@ -29,7 +29,7 @@ class Nfa:
         self.assertions: list[list[tuple[Assertion, int]]] = []
         self.transitions: list[list[tuple[int, int]]] = []  # (set, target)
         self.rule_calls: list[list[tuple[str, int]]] = []
-        # Places that stand for the same position in optional copies of a repeated part share a family; the earlier copy, the
+        # States that stand for the same position in optional copies of a repeated part share a family; the earlier copy, the
         # smaller number, accepts whatever the later one does.
         self.family: list[int] = []
         self.repeats = False
@@ -46,7 +46,7 @@ class Nfa:
         return len(self.epsilon) - 1
 
     def add(self, node: Node, start: int, end: int) -> None:
-        """Let `node` be read from `start` to `end`."""
+        """Add the transitions that read `node` from `start` to `end`."""
         match node:
             case CharClass(chars):
                 if chars:
@@ -77,13 +77,13 @@ class Nfa:
                 raise TypeError(f"No automaton stands for {node}.")
 
     def _apart(self, node: Node, start: int, end: int) -> None:
-        """As `add`, with a beginning of its own, so that loops in `node` don't touch what else begins at `start`."""
+        """Add `node` behind a new beginning, so that loops in `node` don't touch what else begins at `start`."""
         if isinstance(node, CharClass | RuleRef):
             self.add(node, start, end)
             return
-        own = self.state()
-        self.epsilon[start].append(own)
-        self.add(node, own, end)
+        beginning = self.state()
+        self.epsilon[start].append(beginning)
+        self.add(node, beginning, end)
 
     def _repeat(self, node: Repeat, start: int, end: int) -> None:
         inner = node.body
@@ -118,16 +118,16 @@ class Nfa:
             for state in range(first + size, len(self.epsilon)):
                 self.family[state] = self.family[state - size]
 
-    def strongest(self, places: frozenset[int]) -> frozenset[int]:
-        """Without the places that another one of their family makes superfluous."""
+    def strongest(self, states: frozenset[int]) -> frozenset[int]:
+        """Drop the states that another one of their family makes superfluous."""
         best: dict[int, int] = {}
-        for place in sorted(places, reverse=True):
-            best[self.family[place]] = place
+        for state in sorted(states, reverse=True):
+            best[self.family[state]] = state
         return frozenset(best.values())
 
 
 class Alphabet:
-    """The classes of an alphabet as bit masks: the coarsest that tell some sets apart."""
+    """The coarsest classes of characters that tell some sets apart, as bit masks."""
 
     def __init__(self, sets: Iterable[CharSet]):
         self.bounds, self.classes, member = charset.alphabet([*sets, charset.ANY])
@@ -136,7 +136,7 @@ class Alphabet:
         self.everything = self.masks.pop()
 
     def split(self, items: Iterable[tuple[int, int]]) -> list[tuple[int, list[int]]]:
-        """(mask, target) pairs to disjoint masks, each with all of its targets."""
+        """Split (mask, target) pairs into disjoint masks, each with all of its targets."""
         by_mask: dict[int, list[int]] = {}
         for mask, target in items:
             by_mask.setdefault(mask, []).append(target)
@@ -172,19 +172,19 @@ class Alphabet:
 
 
 class _SubsetConstruction:
-    """The subset construction. A member is 2 * place, + 1 if the text has to be over already."""
+    """The subset construction. A member is 2 * state, + 1 if the text has to be over already."""
 
     def __init__(self, nfa: Nfa, start: int, end: int, everything: int | None, limits: CompileLimits):
         self.nfa, self.end, self.universal = nfa, end, everything
         self.check = limits.meter("The pattern")
-        self.columns = Alphabet(nfa.sets)
+        self.alphabet = Alphabet(nfa.sets)
         looks = {look for row in nfa.assertions for look, _ in row}
         # The kind of a character: one bit for each set that a condition asks about.
         kinds = {look.words or NEWLINE for look in looks if look.words or look.kind in _NEWLINE_KINDS}
         self.bit = {chars: 1 << i for i, chars in enumerate(sorted(kinds))}
         self.by_kind: dict[int, int] = {}
-        for column in self.columns.indices(self.columns.everything):
-            kind = sum(b for chars, b in self.bit.items() if self.columns.masks[nfa.sets[chars]] >> column & 1) if looks else 0
+        for column in self.alphabet.indices(self.alphabet.everything):
+            kind = sum(b for chars, b in self.bit.items() if self.alphabet.masks[nfa.sets[chars]] >> column & 1) if looks else 0
             self.by_kind[kind] = self.by_kind.get(kind, 0) | 1 << column
         self.plain = not looks
         self.work = 0
@@ -213,7 +213,7 @@ class _SubsetConstruction:
                 return bool(before & words) == bool(after & words) and not before == after == _EDGE
 
     def closure(self, member: int, before: int, after: int) -> tuple[list[tuple[int, int]], bool]:
-        """What can be read from a member, as (set, member), and whether the end is reached, between two kinds."""
+        """Follow epsilon moves between two kinds: (set, member) pairs that read on, and whether the end is reached."""
         key = (member, before, after)
         if key in self.memo:
             return self.memo[key]
@@ -240,14 +240,14 @@ class _SubsetConstruction:
         return reads, accepted
 
     def subset(self, members: Iterable[int]) -> frozenset[int]:
-        """The members in a normal form."""
-        found = frozenset(members)
-        if self.universal is not None and self.universal in found:
+        """Members as a subset in normal form: equal languages should be equal subsets."""
+        subset = frozenset(members)
+        if self.universal is not None and self.universal in subset:
             return frozenset([self.universal])
-        if self.nfa.repeats and len(found) > 1:
-            free = self.nfa.strongest(frozenset(m >> 1 for m in found if not m & 1))
-            return frozenset([*(p << 1 for p in free), *(m for m in found if m & 1)])
-        return found
+        if self.nfa.repeats and len(subset) > 1:
+            free = self.nfa.strongest(frozenset(m >> 1 for m in subset if not m & 1))
+            return frozenset([*(p << 1 for p in free), *(m for m in subset if m & 1)])
+        return subset
 
     def run(self) -> CharDfa:
         first: tuple[frozenset[int], int] = (frozenset([self.start << 1]), 0 if self.plain else _EDGE)
@@ -255,7 +255,7 @@ class _SubsetConstruction:
         order: list[tuple[frozenset[int], int]] = [first]
         rows: list[list[tuple[int, int]]] = [[]]
         label = [-1]
-        masks = self.columns.masks
+        masks = self.alphabet.masks
         for members, before in order:
             self.work += len(members)
             self.check(len(order), self.work)
@@ -265,7 +265,7 @@ class _SubsetConstruction:
                 for member in members:
                     items += self.closure(member, before, kind)[0]
                 kept = kind if not self.plain else 0
-                for mask, targets in self.columns.split([(masks[chars] & columns, target) for chars, target in items]):
+                for mask, targets in self.alphabet.split([(masks[chars] & columns, target) for chars, target in items]):
                     key = (self.subset(targets), kept)
                     number = numbers.get(key)
                     if number is None:
@@ -275,12 +275,12 @@ class _SubsetConstruction:
             rows.append(row)
             ends = any(self.closure(member, before, _EDGE)[1] for member in members)
             label.append(0 if ends else -1)
-        table = self.columns.table(rows)
-        return minimize(CharDfa(self.columns.bounds, self.columns.classes, table, np.array(label, np.int16), 1))
+        table = self.alphabet.table(rows)
+        return minimize(CharDfa(self.alphabet.bounds, self.alphabet.classes, table, np.array(label, np.int16), 1))
 
 
 def determinize(node: Node, *, search: bool = False, limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
-    """The minimal automaton of an expression without references, label 0.
+    """Build the minimal DFA of an expression without rule references or lookaround, label 0.
 
     Args:
       node: an expression.

@@ -28,7 +28,9 @@ DEAD = 0
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PushdownAutomaton:
-    """See the module. State 0 is dead, every other one is reachable and can still reach the end of the text.
+    """A deterministic pushdown automaton over bytes, read as the module says.
+
+    State 0 is dead, every other one is reachable and can still reach the end of the text.
 
     Attributes:
       classes: uint8 [256].

@@ -30,7 +30,7 @@ class Builder:
         self.states: list[_State] = []
 
     def rule(self, name: str) -> int:
-        """A new rule; `start(rule)` is its first state."""
+        """Add a rule; `start(rule)` is its first state."""
         self.names.append(name)
         self.starts.append(-1)
         self.starts[-1] = self.state(len(self.names) - 1)
@@ -40,7 +40,7 @@ class Builder:
         return self.starts[rule]
 
     def state(self, rule: int, label: int = -1) -> int:
-        """A new state; with a label >= 0 the rule may end there."""
+        """Add a state; with a label >= 0 the rule may end there."""
         self.states.append(_State(rule, label))
         return len(self.states) - 1
 
@@ -49,12 +49,12 @@ class Builder:
         self.states[state].label = label
 
     def edge(self, source: int, mask: int, target: int) -> None:
-        """On the bytes of `mask` (see `byte_mask`) go from one state to another of the same rule."""
+        """Add an edge on the bytes of `mask` (see `byte_mask`), from one state to another of the same rule."""
         if mask:
             self.states[source].edges.append((mask, target))
 
     def text(self, source: int, data: bytes, target: int) -> None:
-        """A path that reads `data`, of at least one byte, through new states."""
+        """Add a path that reads `data`, of at least one byte, through new states."""
         for byte in data[:-1]:
             step = self.state(self.states[source].rule)
             self.edge(source, 1 << byte, step)
@@ -62,7 +62,7 @@ class Builder:
         self.edge(source, 1 << data[-1], target)
 
     def call(self, source: int, rule: int, returns: Mapping[int, int]) -> None:
-        """On any byte that `rule` can begin with, call it; go on at `returns[label]`. A label left out is not allowed."""
+        """Call `rule` on any byte that it can begin with, then go on at `returns[label]`. A label left out is not allowed."""
         self.states[source].calls.append((rule, dict(returns)))
 
     def copy(self, rule: int, dfa: ByteDfa, into: Mapping[int, int] | None = None) -> int:
@@ -85,7 +85,7 @@ class Builder:
         return copies[dfa.start]
 
     def finish(self, root: int, labels: Iterable[int] = (0,)) -> PushdownAutomaton:
-        """The automaton that accepts what `root` ends with one of `labels`.
+        """Build the automaton of the texts that `root` ends with one of `labels`.
 
         States from which the text can't be completed are left out; what a caller cannot use is left out of the called rule
         too, by a copy of it for each set of endings that some caller allows.
@@ -123,16 +123,16 @@ class _Finish:
             index = queue.popleft()
             waiting.discard(index)
             state = states[index]
-            found = reach[index] | (1 << state.label if state.label >= 0 else 0)
+            labels = reach[index] | (1 << state.label if state.label >= 0 else 0)
             for _, target in state.edges:
-                found |= reach[target]
+                labels |= reach[target]
             for rule, returns in state.calls:
                 inner = reach[self.builder.starts[rule]]
                 for label, target in returns.items():
                     if inner >> label & 1:
-                        found |= reach[target]
-            if found != reach[index]:
-                reach[index] = found
+                        labels |= reach[target]
+            if labels != reach[index]:
+                reach[index] = labels
                 for other in affects[index]:
                     if other not in waiting:
                         waiting.add(other)
@@ -157,22 +157,22 @@ class _Finish:
         calls: list[tuple[int, int, int]] = []  # (source, start of the called rule, site or -1)
         at = 0
         while at < len(self.order):
-            state, wanted = self.order[at]
+            state, endings = self.order[at]
             at += 1
             for mask, target in builder.states[state].edges:
-                if number := self._number(target, wanted):
+                if number := self._number(target, endings):
                     plain.append((at, mask, number))
             for rule, returns in builder.states[state].calls:
-                if edge := self._call(rule, returns, wanted):
+                if edge := self._call(rule, returns, endings):
                     calls.append((at, *edge))
         return self._tables(start, plain, calls)
 
-    def _call(self, rule: int, returns: Mapping[int, int], wanted: int) -> tuple[int, int] | None:
+    def _call(self, rule: int, returns: Mapping[int, int], endings: int) -> tuple[int, int] | None:
         builder = self.builder
         start = builder.starts[rule]
         if builder.states[start].label >= 0:
             raise ConstraintError(f"Rule {builder.names[rule]!r} may be empty where it is called.")
-        usable = {y: t for y, t in returns.items() if self.reach[start] >> y & 1 and self.reach[t] & wanted}
+        usable = {y: t for y, t in returns.items() if self.reach[start] >> y & 1 and self.reach[t] & endings}
         if not usable:
             return None
         number = self._number(start, byte_mask(usable))
@@ -184,7 +184,7 @@ class _Finish:
             return number, -1
         row = [DEAD] * (max(usable) + 1)
         for label, target in usable.items():
-            row[label] = self._number(target, wanted)
+            row[label] = self._number(target, endings)
         return number, self.sites.setdefault(tuple(row), len(self.sites))
 
     def _tables(self, start: int, plain: list[tuple[int, int, int]], calls: list[tuple[int, int, int]]) -> PushdownAutomaton:
@@ -200,10 +200,10 @@ class _Finish:
         rule = np.zeros(size, np.int32)
         label = np.full(size, -1, np.int16)
         copies: dict[tuple[int, int], int] = {}
-        for number, (state, wanted) in enumerate(self.order, 1):
-            rule[number] = copies.setdefault((builder.states[state].rule, wanted), len(copies))
+        for number, (state, endings) in enumerate(self.order, 1):
+            rule[number] = copies.setdefault((builder.states[state].rule, endings), len(copies))
             end = builder.states[state].label
-            label[number] = end if end >= 0 and wanted >> end & 1 else -1
+            label[number] = end if end >= 0 and endings >> end & 1 else -1
         self.names = tuple(builder.names[index] for index, _ in copies)
         self._fill(plain, [columns[index] for index in masks.values()], masks, target, rule)
         self._fill_calls(calls, target, push, stay, rule)
@@ -232,7 +232,7 @@ class _Finish:
             raise self._ambiguous(int(rule[source[wrong][0]]))
 
     def _fill_calls(self, calls: list, target: np.ndarray, push: np.ndarray, stay: np.ndarray, rule: np.ndarray) -> None:
-        """Calls are edges on the bytes that the called rule begins with, which may be calls of its own."""
+        """Write calls as edges on the bytes that the called rule begins with, which may be calls of its own."""
         of: dict[int, list[tuple[int, int]]] = {}
         for source, first, site in calls:
             of.setdefault(source, []).append((first, site))

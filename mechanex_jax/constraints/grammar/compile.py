@@ -13,7 +13,7 @@ _REGEX = "regex:"
 
 
 def pushdown_automaton(text: str, limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
-    """The bytes of the texts that a grammar's first rule (`root` in GBNF, `start` in Lark) matches.
+    """Build the automaton of the texts that a grammar's first rule (`root` in GBNF, `start` in Lark) matches.
 
     Args:
       text: the grammar. `::=` marks GBNF; `regex:` at the beginning a regular expression, matched as a whole.

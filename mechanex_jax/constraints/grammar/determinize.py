@@ -1,6 +1,6 @@
-"""Rules that call each other to a `PushdownAutomaton`.
+"""The subset construction for rules that call each other: grammar rules to a `PushdownAutomaton`.
 
-Every rule is determinised by a subset construction over characters and calls. A member of a subset is a place in some rule and
+Every rule is determinized by a subset construction over characters and calls. A member of a subset is a place in some rule and
 the places to return to, so that a rule can be *opened* where it is used: its text is then read as part of the caller's. Rules
 that don't lie on a cycle are always opened; one that does is opened where its first byte doesn't decide between it and what
 else could follow. What a rule may go on with after it could have ended is given back to its caller, as a label, where the
@@ -17,7 +17,7 @@ from mechanex_jax.constraints.automata.nfa import Alphabet, Nfa
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.constraints.grammar.left_recursion import called, factored, loops, nullable, productive, references
-from mechanex_jax.constraints.grammar.rule_automaton import DONE, END, Automaton, Member, Subset, lead_bytes
+from mechanex_jax.constraints.grammar.rule_automaton import DONE, END, Member, RuleAutomaton, Subset, lead_bytes
 from mechanex_jax.errors import ConstraintError
 
 _DEEPEST = 8  # called rules opened inside each other at one place
@@ -28,7 +28,7 @@ _MOST_MEMBERS = 500
 
 
 def compile_rules(rules: Mapping[str, Node], start: str, limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
-    """The automaton of the texts that `start` matches.
+    """Build the automaton of the texts that `start` matches.
 
     Args:
       rules: every rule that is mentioned.
@@ -55,13 +55,13 @@ def compile_rules(rules: Mapping[str, Node], start: str, limits: CompileLimits =
 
 
 def _needed(rules: Mapping[str, Node], start: str) -> dict[str, Node]:
-    found, queue = {start: rules[start]}, [start]
+    needed, queue = {start: rules[start]}, [start]
     while queue:
         for name in references(rules[queue.pop()]):
-            if name not in found:
-                found[name] = rules[name]
+            if name not in needed:
+                needed[name] = rules[name]
                 queue.append(name)
-    return found
+    return needed
 
 
 class _Compiler:
@@ -77,16 +77,16 @@ class _Compiler:
             self.nfa.add(body, first, last)
             self.owner += [name] * (len(self.nfa.epsilon) - len(self.owner))
         self.ends = {last for _, last in self.places.values()}
-        self.columns = Alphabet(self.nfa.sets)
-        self.leads = lead_bytes(self.columns)
+        self.alphabet = Alphabet(self.nfa.sets)
+        self.leads = lead_bytes(self.alphabet)
         self.first = self._first()
         # Places that are returned to from a rule which was opened though it lies on a cycle, or which returned early.
         self.frames: set[int] = set()
-        self.automata: dict[Subset, Automaton] = {}
-        self.queue: list[tuple[Automaton, int]] = []
+        self.automata: dict[Subset, RuleAutomaton] = {}
+        self.queue: list[tuple[RuleAutomaton, int]] = []
         self.count = self.work = 0
         first = self.close([(self.places[start][0], ())])
-        self.root = Automaton(start, frozenset())
+        self.root = RuleAutomaton(start, frozenset())
         self._number(self.root, first)
 
     # -- What a rule can begin with ------------------------------------------------------------------------------------------
@@ -98,37 +98,37 @@ class _Compiler:
         while changed:
             changed = False
             for name, (start, _) in self.places.items():
-                found, seen, stack = 0, {start}, [start]
+                mask, seen, stack = 0, {start}, [start]
                 while stack:
                     place = stack.pop()
                     for chars, _ in self.nfa.transitions[place]:
-                        found |= self.columns.masks[chars]
+                        mask |= self.alphabet.masks[chars]
                     moves = list(self.nfa.epsilon[place])
                     for rule, target in self.nfa.rule_calls[place]:
-                        found |= classes[rule]
+                        mask |= classes[rule]
                         if rule in self.empty:
                             moves.append(target)
                     for move in moves:
                         if move not in seen:
                             seen.add(move)
                             stack.append(move)
-                if found != classes[name]:
-                    classes[name], changed = found, True
+                if mask != classes[name]:
+                    classes[name], changed = mask, True
         for name, mask in classes.items():
             first[name] = self.lead(mask)
         return first
 
     def lead(self, mask: int) -> int:
         """The first bytes of the characters in some classes."""
-        found = 0
-        for column in self.columns.indices(mask):
-            found |= self.leads[column]
-        return found
+        first_bytes = 0
+        for column in self.alphabet.indices(mask):
+            first_bytes |= self.leads[column]
+        return first_bytes
 
     # -- Subsets -------------------------------------------------------------------------------------------------------------
 
     def push(self, target: int, stack: tuple[int, ...]) -> tuple[int, ...]:
-        """The stack with a place to return to, unless nothing is left to do there."""
+        """Push a place to return to, unless nothing is left to do there."""
         seen = set()
         while target not in self.ends and target not in seen:
             seen.add(target)
@@ -139,7 +139,7 @@ class _Compiler:
         return stack
 
     def close(self, members: Iterable[Member], opened: frozenset[str] = frozenset()) -> Subset:
-        """The members that read, call or end, with the rules that are always opened, and these, opened."""
+        """The closure of members: those that read, call or end, with the rules that are always opened, and these, opened."""
         nfa, out = self.nfa, set()
         stack = list(members)
         seen = set(stack)
@@ -185,7 +185,7 @@ class _Compiler:
             reads: list[tuple[int, Member]] = []
             calls: dict[str, list[Member]] = {}
             for place, returns in subset - {DONE}:
-                reads += [(self.columns.masks[chars], (target, returns)) for chars, target in self.nfa.transitions[place]]
+                reads += [(self.alphabet.masks[chars], (target, returns)) for chars, target in self.nfa.transitions[place]]
                 for rule, target in self.nfa.rule_calls[place]:
                     if rule in self.called and rule not in opened:
                         calls.setdefault(rule, []).append((target, returns))
@@ -200,13 +200,13 @@ class _Compiler:
         for m, _ in reads:
             mask |= m
         plain = self.lead(mask)
-        found = {rule for rule in calls if self.first[rule] & plain}
-        if not found:
+        unclear = {rule for rule in calls if self.first[rule] & plain}
+        if not unclear:
             for rule in calls:
                 for other in calls:
                     if rule < other and self.first[rule] & self.first[other]:
-                        found |= {rule, other}
-        return found
+                        unclear |= {rule, other}
+        return unclear
 
     # -- Automata --------------------------------------------------------------------------------------------------------------
 
@@ -220,15 +220,15 @@ class _Compiler:
             self._expand(automaton, number)
         return self._unclear_ends()
 
-    def _called(self, rule: str, subset: Subset) -> Automaton:
+    def _called(self, rule: str, subset: Subset) -> RuleAutomaton:
         """The automaton of what a subset, part of `rule`, goes on with; it is only called for texts that aren't empty."""
         subset -= {DONE}
         if subset not in self.automata:
-            self.automata[subset] = Automaton(rule, subset)
+            self.automata[subset] = RuleAutomaton(rule, subset)
             self._number(self.automata[subset], subset)
         return self.automata[subset]
 
-    def _number(self, automaton: Automaton, subset: Subset) -> int:
+    def _number(self, automaton: RuleAutomaton, subset: Subset) -> int:
         if not subset:
             return DEAD
         before = len(automaton.subsets)
@@ -237,7 +237,7 @@ class _Compiler:
             self.queue.append((automaton, number))
         return number
 
-    def _expand(self, automaton: Automaton, number: int) -> None:
+    def _expand(self, automaton: RuleAutomaton, number: int) -> None:
         subset = automaton.subsets[number]
         if DONE in subset:
             automaton.label[number] = 0
@@ -251,7 +251,7 @@ class _Compiler:
             return
         reads, calls = self.read(subset)
         targets = [member for _, member in reads]
-        for mask, which in self.columns.split([(mask, i) for i, (mask, _) in enumerate(reads)]):
+        for mask, which in self.alphabet.split([(mask, i) for i, (mask, _) in enumerate(reads)]):
             target = self._number(automaton, self.close(targets[i] for i in which))
             automaton.rows[number].append((mask, target))
         for name, returns in calls.items():
@@ -269,12 +269,12 @@ class _Compiler:
                 return common[at:]
         return ()
 
-    def _call(self, automaton: Automaton, number: int, inner: Automaton, returns: list[Member]) -> None:
+    def _call(self, automaton: RuleAutomaton, number: int, inner: RuleAutomaton, returns: list[Member]) -> None:
         inner.sites.append((automaton, number, returns))
         for label in range(len(inner.labels)):
             self._return(automaton, number, inner, returns, label)
 
-    def _label(self, automaton: Automaton, subset: Subset) -> int:
+    def _label(self, automaton: RuleAutomaton, subset: Subset) -> int:
         if subset not in automaton.labels:
             if len(automaton.labels) >= _MOST_LABELS:
                 raise ConstraintError(
@@ -286,7 +286,7 @@ class _Compiler:
                 self._return(outer, number, automaton, returns, len(automaton.labels) - 1)
         return automaton.labels.index(subset)
 
-    def _return(self, automaton: Automaton, number: int, inner: Automaton, returns: list[Member], label: int) -> None:
+    def _return(self, automaton: RuleAutomaton, number: int, inner: RuleAutomaton, returns: list[Member], label: int) -> None:
         members: list[Member] = []
         for target, stack in returns:
             outer = self.push(target, stack)
@@ -319,11 +319,11 @@ class _Compiler:
                 for row in automaton.calls:
                     for (key, _), target in row.items():
                         inner = id(self.automata[key])
-                        found = follow[inner] | begins.get((id(automaton), target), 0)
+                        following = follow[inner] | begins.get((id(automaton), target), 0)
                         if automaton.label[target] >= 0:
-                            found |= follow[id(automaton)]
-                        if found != follow[inner]:
-                            follow[inner], changed = found, True
+                            following |= follow[id(automaton)]
+                        if following != follow[inner]:
+                            follow[inner], changed = following, True
         return {
             automaton.key
             for automaton in self.automata.values()
@@ -339,9 +339,9 @@ class _Compiler:
         builder = Builder()
         root = builder.rule(self.start)
         ids = {key: builder.rule(automaton.rule) for key, automaton in self.automata.items()}
-        self.root.emit(builder, ids, root, self.columns)
+        self.root.emit(builder, ids, root, self.alphabet)
         for key, automaton in self.automata.items():
-            automaton.emit(builder, ids, ids[key], self.columns)
+            automaton.emit(builder, ids, ids[key], self.alphabet)
         pushdown = builder.finish(root)
         if not pushdown.start:
             raise ConstraintError(f"No text matches rule {self.start!r}.")

@@ -30,7 +30,7 @@ def is_gbnf(text: str) -> bool:
 
 
 def parse(text: str) -> dict[str, Node]:
-    """The rules, by name.
+    """Parse a grammar into rules by name.
 
     Raises:
       ConstraintError: bad syntax, an undefined or twice defined rule, with line and column; no rule `root`.
@@ -144,10 +144,10 @@ class _Parser:
 
     def points(self, value: str, at: int) -> list[int]:
         """The code points of a text with escapes."""
-        found, i = [], 0
+        points, i = [], 0
         while i < len(value):
             if value[i] != "\\":
-                found.append(ord(value[i]))
+                points.append(ord(value[i]))
                 i += 1
                 continue
             letter = value[i + 1]
@@ -155,14 +155,14 @@ class _Parser:
                 digits = value[i + 2 : i + 2 + _HEX_LENGTH[letter]]
                 if not re.fullmatch(f"[0-9a-fA-F]{{{_HEX_LENGTH[letter]}}}", digits) or int(digits, 16) > charset.LAST:
                     raise self.error(f"\\{letter} needs {_HEX_LENGTH[letter]} hexadecimal digits of a character", at + i)
-                found.append(int(digits, 16))
+                points.append(int(digits, 16))
                 i += 2 + len(digits)
             elif letter in _ESCAPES or letter in '\\"[]-^':
-                found.append(ord(_ESCAPES.get(letter, letter)))
+                points.append(ord(_ESCAPES.get(letter, letter)))
                 i += 2
             else:
                 raise self.error(f"unknown escape \\{letter}", at + i)
-        return found
+        return points
 
     def char_class(self, value: str, at: int) -> CharSet:
         negated = value.startswith("^")

@@ -20,7 +20,7 @@ _START = "start"
 
 
 def parse(text: str) -> tuple[dict[str, Node], str]:
-    """The rules and terminals by name, and the name of the first.
+    """Parse a grammar into rules and terminals by name, and the name of the first.
 
     Raises:
       ConstraintError: what Lark says about the grammar, with line and column; a terminal that can't be held.
@@ -29,9 +29,9 @@ def parse(text: str) -> tuple[dict[str, Node], str]:
         import lark
     except ImportError:
         raise ConstraintError("A Lark grammar needs the package `lark`: pip install lark. GBNF needs nothing.") from None
-    for found in re.finditer(r"^\s*%import[ \t]+([.\w]+)", text, re.MULTILINE):
-        if found[1].split(".")[0] not in _BUNDLED:
-            raise _error(text, f"%import {found[1]} is not one of Lark's own libraries {_BUNDLED}", found.start(1))
+    for statement in re.finditer(r"^\s*%import[ \t]+([.\w]+)", text, re.MULTILINE):
+        if statement[1].split(".")[0] not in _BUNDLED:
+            raise _error(text, f"%import {statement[1]} is not one of Lark's own libraries {_BUNDLED}", statement.start(1))
     try:
         # Earley takes every context-free grammar: nothing is refused that the engine could hold.
         grammar = lark.Lark(text, parser="earley", lexer="dynamic_complete", start=_START, ambiguity="explicit")
@@ -50,8 +50,8 @@ def _first_line(error: Exception) -> str:
 
 
 def _position(text: str, name: str) -> int | None:
-    found = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
-    return found.start() if found else None
+    mention = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
+    return mention.start() if mention else None
 
 
 def _error(text: str, what: str, at: int | None) -> ConstraintError:

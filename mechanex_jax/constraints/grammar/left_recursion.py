@@ -1,4 +1,4 @@
-"""Recursive rules made as regular as they are: which rules must stay rules, and recursion at either end turned into loops.
+"""Left and right recursion removed: which rules must stay rules, and recursion at either end turned into loops.
 
 `e: e "+" e | e "!" | "-" e | NUMBER` says no more than: any number of prefixes, an operand, and then any number of postfixes or
 of an operator, prefixes and an operand. Written like this it is neither left-recursive nor ambiguous, and no longer recursive.
@@ -31,12 +31,12 @@ def references(node: Node) -> Iterable[str]:
 
 def nullable(rules: Mapping[str, Node]) -> set[str]:
     """The rules that may be empty."""
-    found: set[str] = set()
+    empty: set[str] = set()
     while True:
-        more = {name for name, body in rules.items() if name not in found and may_be_empty(body, found)}
+        more = {name for name, body in rules.items() if name not in empty and may_be_empty(body, empty)}
         if not more:
-            return found
-        found |= more
+            return empty
+        empty |= more
 
 
 def may_be_empty(node: Node, empty: set[str]) -> bool:
@@ -56,12 +56,12 @@ def may_be_empty(node: Node, empty: set[str]) -> bool:
 
 def productive(rules: Mapping[str, Node]) -> set[str]:
     """The rules that some text matches."""
-    found: set[str] = set()
+    ending: set[str] = set()
 
     def ends(node: Node) -> bool:
         match node:
             case RuleRef(name):
-                return name in found
+                return name in ending
             case Concat(parts):
                 return all(ends(part) for part in parts)
             case Alternation(parts):
@@ -73,9 +73,9 @@ def productive(rules: Mapping[str, Node]) -> set[str]:
             case _:
                 return True
 
-    while more := {name for name, body in rules.items() if name not in found and ends(body)}:
-        found |= more
-    return found
+    while more := {name for name, body in rules.items() if name not in ending and ends(body)}:
+        ending |= more
+    return ending
 
 
 def components(graph: Mapping[str, set[str]]) -> list[set[str]]:
@@ -132,7 +132,7 @@ def called(rules: Mapping[str, Node]) -> set[str]:
 
 
 def loops(rules: Mapping[str, Node]) -> dict[str, Node]:
-    """The same languages, with recursion at the ends of a rule written as repetition where that is possible."""
+    """Rewrite recursion at the ends of rules as repetition where that is possible; the languages stay the same."""
     rules = dict(rules)
     for _ in range(len(rules)):
         changed = False
@@ -146,7 +146,7 @@ def loops(rules: Mapping[str, Node]) -> dict[str, Node]:
 
 
 def factored(node: Node) -> Node:
-    """The same with what alternatives begin with in common written once, so that they are told apart as late as possible."""
+    """Left-factor alternatives: write what they begin with in common once, so that they are told apart as late as possible."""
     match node:
         case Concat(parts):
             return sequence(factored(part) for part in parts)
@@ -157,11 +157,11 @@ def factored(node: Node) -> Node:
             for part in map(factored, parts):
                 first, *rest = part.parts if isinstance(part, Concat) and part.parts else (part,)
                 groups.setdefault(first, []).append(sequence(rest))
-            found = [
+            factors = [
                 sequence([first, rests[0] if len(rests) == 1 else factored(alternatives(rests))])
                 for first, rests in groups.items()
             ]
-            return alternatives(found)
+            return alternatives(factors)
         case _:
             return node
 
@@ -176,7 +176,7 @@ class _Ends:
 
     def rewritten(self) -> Node | None:
         bodies = self.spread((self.rules[self.name],))
-        own = RuleRef(self.name)
+        rule = RuleRef(self.name)
         before: list[Node] = []
         after: list[Node] = []
         between: list[Node] = []
@@ -188,12 +188,12 @@ class _Ends:
                 if items is None or rest is None or bodies is None or len(bodies) > _MOST_ALTERNATIVES:
                     return None
                 for item in items:
-                    (between if item[-1:] == (own,) else after).append(sequence(item[:-1] if item[-1:] == (own,) else item))
+                    (between if item[-1:] == (rule,) else after).append(sequence(item[:-1] if item[-1:] == (rule,) else item))
                 bodies += rest  # seen to later in this loop
                 continue
-            if parts == (own,):
+            if parts == (rule,):
                 continue
-            first, last = parts[:1] == (own,), parts[-1:] == (own,)
+            first, last = parts[:1] == (rule,), parts[-1:] == (rule,)
             if first and last:
                 between.append(sequence(parts[1:-1]))
             elif first:
@@ -219,13 +219,13 @@ class _Ends:
 
     def reach(self, node: Node, side: int) -> set[str]:
         """The rules that an expression can begin (side 0) or end (side -1) with."""
-        found: set[str] = set()
+        names: set[str] = set()
 
         def visit(node: Node) -> None:
             match node:
                 case RuleRef(name):
-                    if name not in found:
-                        found.add(name)
+                    if name not in names:
+                        names.add(name)
                         if name not in self.kept:
                             visit(self.rules[name])
                 case Concat(parts):
@@ -242,7 +242,7 @@ class _Ends:
                     pass
 
         visit(node)
-        return found
+        return names
 
     def spread(self, parts: tuple[Node, ...]) -> list[tuple[Node, ...]] | None:
         """Alternatives, as sequences of parts, in which neither the first nor the last part hides the rule."""

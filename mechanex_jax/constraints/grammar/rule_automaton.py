@@ -21,8 +21,8 @@ DONE: Member = (END, ())
 
 
 @dataclasses.dataclass(eq=False)
-class Automaton:
-    """What a subset goes on with until the rules that its members are in end: its own subsets, their characters and calls.
+class RuleAutomaton:
+    """The subsets reached from one subset until its members' rules end, with their characters and calls.
 
     Label 0 is its end; the others, only where ends are returned early, stand for a subset that may end or go on.
     """
@@ -35,7 +35,7 @@ class Automaton:
     calls: list[dict[tuple[Subset, int], int]] = dataclasses.field(default_factory=lambda: [{}])  # (called, label) -> target
     label: list[int] = dataclasses.field(default_factory=lambda: [-1])
     labels: list[Subset] = dataclasses.field(default_factory=lambda: [frozenset({DONE})])
-    sites: list[tuple[Automaton, int, list[Member]]] = dataclasses.field(default_factory=list)
+    sites: list[tuple[RuleAutomaton, int, list[Member]]] = dataclasses.field(default_factory=list)
 
     def number(self, subset: Subset) -> int:
         if subset not in self.numbers:
@@ -46,11 +46,11 @@ class Automaton:
             self.label.append(-1)
         return self.numbers[subset]
 
-    def emit(self, builder: Builder, ids: Mapping[Subset, int], rule: int, columns: Alphabet) -> None:
+    def emit(self, builder: Builder, ids: Mapping[Subset, int], rule: int, alphabet: Alphabet) -> None:
         """Write the states into a builder's `rule`, characters as bytes; `ids` are the rules of the automata it calls."""
         if len(self.subsets) == 1:
             return  # nothing but the empty text: it is never called
-        chars = columns.table(self.rows)
+        chars = alphabet.table(self.rows)
         symbols = {symbol: i for i, symbol in enumerate(dict.fromkeys(symbol for row in self.calls for symbol in row))}
         calls = np.zeros((len(chars), len(symbols)), np.int32)
         for state, row in enumerate(self.calls):
@@ -62,8 +62,8 @@ class Automaton:
         block = coarsest(table, np.where(keep, label, -1))
         _, first = np.unique(block, return_index=True)
         table = block[table[first]]
-        width = columns.count
-        dfa = CharDfa(columns.bounds, columns.classes, table[:, :width], label[first], int(block[1]))
+        width = alphabet.count
+        dfa = CharDfa(alphabet.bounds, alphabet.classes, table[:, :width], label[first], int(block[1]))
         base = len(builder.states)
         builder.starts[rule] = builder.copy(rule, to_bytes(dfa))
         for state in range(1, len(table)):
@@ -75,13 +75,13 @@ class Automaton:
                 builder.call(base + state, inner, returns)
 
 
-def lead_bytes(columns: Alphabet) -> list[int]:
+def lead_bytes(alphabet: Alphabet) -> list[int]:
     """For each class the first bytes of its characters in UTF-8."""
-    tree = EncodingTree(columns.bounds, columns.classes, "utf8")
+    tree = EncodingTree(alphabet.bounds, alphabet.classes, "utf8")
     inside: list[set[int]] = []
     for edges in tree.nodes:
         inside.append({c for _, child in edges for c in ((~child,) if child < 0 else inside[child])})
-    leads = [0] * columns.count
+    leads = [0] * alphabet.count
     for mask, child in tree.root:
         for c in (~child,) if child < 0 else inside[child]:
             leads[c] |= mask

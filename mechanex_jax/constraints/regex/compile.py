@@ -18,14 +18,14 @@ _DIALECTS = {"python": python.parse, "ecma": ecma.parse}
 
 
 def parse(pattern: str, *, dialect: str = "python") -> Node:
-    """The expression that a pattern stands for; "python" or "ecma" say whose syntax it is."""
+    """Parse a pattern into an expression; the dialect is "python" or "ecma"."""
     if not isinstance(pattern, str):
         raise ConstraintError(expected("regex", pattern, "a string", "Give the text of the pattern.").message)
     return _DIALECTS[dialect](pattern)
 
 
 def char_dfa(pattern: str, *, search: bool = False, dialect: str = "python", limits: CompileLimits = DEFAULT_LIMITS) -> CharDfa:
-    """The minimal automaton of a pattern over code points, label 0.
+    """Build the minimal DFA of a pattern over code points, label 0.
 
     Args:
       pattern: its text.
@@ -40,17 +40,17 @@ def char_dfa(pattern: str, *, search: bool = False, dialect: str = "python", lim
 
 
 def forbidding(terms: Sequence[str], limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
-    """The bytes of the texts in which none of the terms appears, in upper or lower case.
+    """Build the automaton of the texts in which none of the terms appears, in upper or lower case.
 
     Raises:
       ConstraintError: an automaton beyond the limits.
     """
-    found = char_dfa(f"(?i:{'|'.join(map(re.escape, terms))})", search=True, limits=limits)
-    return _pushdown("forbidden", complement(found))
+    containing = char_dfa(f"(?i:{'|'.join(map(re.escape, terms))})", search=True, limits=limits)
+    return _pushdown("forbidden", complement(containing))
 
 
 def pushdown_automaton(pattern: str, limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
-    """The bytes of the texts that match as a whole, as `re.fullmatch` has it.
+    """Build the automaton of the texts that match as a whole, as by `re.fullmatch`.
 
     Raises:
       ConstraintError: as for `char_dfa`, or no text matches.

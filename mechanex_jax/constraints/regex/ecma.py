@@ -1,4 +1,4 @@
-r"""ECMA-262 regular expressions with Unicode semantics, as JSON Schema's `pattern` and `patternProperties` have them.
+r"""ECMA-262 regular expressions with Unicode semantics, for JSON Schema's `pattern` and `patternProperties`.
 
 Where the strict grammar leaves no meaning and every browser has one (`\-`, `\Z`, a lone `{` or `]`), the browsers' is taken:
 the character itself.
@@ -48,7 +48,7 @@ _SHORT = {*_CATEGORIES.values()}
 
 
 def parse(pattern: str) -> Node:
-    """The expression of a pattern.
+    """Parse a pattern into an expression.
 
     Raises:
       ConstraintError: bad syntax, with its position, or a construct that this engine does not hold, named.
@@ -57,7 +57,7 @@ def parse(pattern: str) -> Node:
 
 
 def parse_lookaround(pattern: str) -> Node:
-    """As `parse`, with lookaround left in the expression."""
+    """Parse a pattern into an expression in which lookaround may stand."""
     try:
         return _Parser(pattern).run()
     except RecursionError:
@@ -65,7 +65,7 @@ def parse_lookaround(pattern: str) -> Node:
 
 
 def without_lookaround(pattern: str, node: Node) -> Node:
-    """An expression of a pattern, or part of it, unless lookaround is left in it, which is refused."""
+    """Return the expression of a pattern, or of a part of it; raise `ConstraintError` if lookaround is left in it."""
     if remaining := [part for part in walk(node) if isinstance(part, Lookaround)]:
         raise _refused_lookaround(pattern, min(remaining, key=lambda part: part.position))
     return node
@@ -106,8 +106,8 @@ def property_chars(name: str) -> CharSet | None:
     short = _CATEGORIES.get(name, name)
     if short not in _SHORT:
         return None
-    wanted = ("Lu", "Ll", "Lt") if short == "LC" else (short,)
-    return charset.union(*(c for key, c in _general_category().items() if key.startswith(wanted)))
+    prefixes = ("Lu", "Ll", "Lt") if short == "LC" else (short,)
+    return charset.union(*(c for key, c in _general_category().items() if key.startswith(prefixes)))
 
 
 def _where(test) -> CharSet:
@@ -116,14 +116,14 @@ def _where(test) -> CharSet:
 
 @functools.cache
 def _general_category() -> dict[str, CharSet]:
-    found: dict[str, list[tuple[int, int]]] = {}
+    spans_of: dict[str, list[tuple[int, int]]] = {}
     start, current = 0, unicodedata.category("\0")
     for point in range(1, sys.maxunicode + 2):
         category = unicodedata.category(chr(point)) if point <= sys.maxunicode else ""
         if category != current:
-            found.setdefault(current, []).append((start, point - 1))
+            spans_of.setdefault(current, []).append((start, point - 1))
             start, current = point, category
-    return {name: charset.intersection(tuple(spans), charset.ANY) for name, spans in found.items()}
+    return {name: charset.intersection(tuple(spans), charset.ANY) for name, spans in spans_of.items()}
 
 
 @functools.cache
@@ -255,11 +255,11 @@ class _Parser:
             raise self.refuse("a back-reference", self.at)
         if following == "k" and self.pattern.startswith("<", self.at + 2):
             raise self.refuse("a back-reference", self.at)
-        found = self.escape()
-        return CharClass(found if isinstance(found, tuple) else charset.intersection(((found, found),), charset.ANY))
+        escaped = self.escape()
+        return CharClass(escaped if isinstance(escaped, tuple) else charset.intersection(((escaped, escaped),), charset.ANY))
 
     def escape(self) -> int | CharSet:
-        """What a backslash and what follows it stand for: a code point, or a set."""
+        """Parse an escape: a code point, or a set of them."""
         start = self.at
         self.at += 1
         if self.at >= len(self.pattern):
@@ -322,7 +322,7 @@ class _Parser:
 
     def char_class(self, start: int) -> CharSet:
         negated = self.eat("^")
-        found: list[CharSet] = []
+        members: list[CharSet] = []
         while not self.eat("]"):
             low = self.class_atom(start)
             if self.peek("-") and not self.peek("-]"):
@@ -332,11 +332,11 @@ class _Parser:
                 if isinstance(low, int) and isinstance(high, int):
                     if high < low:
                         raise self.error("a range out of order", dash)
-                    found.append(((low, high),))
+                    members.append(((low, high),))
                     continue
-                found += [charset.of("-"), _as_set(high)]
-            found.append(_as_set(low))
-        chars = charset.intersection(charset.union(*found), charset.ANY)
+                members += [charset.of("-"), _as_set(high)]
+            members.append(_as_set(low))
+        chars = charset.intersection(charset.union(*members), charset.ANY)
         return charset.complement(chars) if negated else chars
 
     def class_atom(self, start: int) -> int | CharSet:

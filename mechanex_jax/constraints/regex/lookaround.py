@@ -1,4 +1,4 @@
-"""Lookaround at the ends of an ECMA-262 pattern, which is where most patterns with lookaround have it, as several expressions.
+"""Lookaround at the ends of an ECMA-262 pattern, where most of it stands, rewritten as several expressions.
 
 `^(?!A)(?=B)C` matches where `^C` does, `^(?:A)` does not and `^(?:B)` does; `C(?<!A)$` where `C$` does and `(?:A)$` does
 not. Any other lookaround is refused.
@@ -16,7 +16,7 @@ _BEGIN, _END = Assertion("begin"), Assertion("end")
 
 @functools.lru_cache(1024)
 def split(pattern: str) -> tuple[tuple[bool, Node], ...]:
-    """Expressions with whether a part of a string has to match them; together they say what the pattern says.
+    """Split a pattern into expressions, each with whether a part of a string has to match it, that together say the same.
 
     Raises:
       ConstraintError: as `ecma.parse`.

@@ -1,4 +1,4 @@
-"""Python's regular expressions, read by Python's own parser, as the shared form."""
+"""Python's regular expressions, read by Python's own parser, as expression trees."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _REFUSED = {
 
 
 def parse(pattern: str, flags: int = 0) -> Node:
-    """The expression of a pattern, as `re.compile(pattern, flags)` reads it.
+    """Parse a pattern into an expression, as `re.compile(pattern, flags)` reads it.
 
     Raises:
       ConstraintError: bad syntax, with its position, or a construct that is not regular or depends on backtracking, named.
