@@ -121,7 +121,9 @@ class Generation:
             pick = lambda column: [column[row] for row in through]
             user_rows = take_rows(user, through, len(prompts))
             runner = self.policy.prepare(loaded, pick(prompts), pick(configs), pick(seeds), pick(names), *user_rows)
-        return _Prepared(loaded, requests, runner, through, *take_rows(user, once, len(prompts)))
+        if through:
+            user = take_rows(user, once, len(prompts))
+        return _Prepared(loaded, requests, runner, through, *user)
 
     def _complete(self, prepared: _Prepared, micro_batch: int = MICRO_BATCH, on_rows: OnRows = ignore) -> list[Completion]:
         """Decode all rows and return them in order."""
@@ -192,6 +194,7 @@ class Generation:
         forbidden_terms: Sequence[str] | None = None,
         steering_layers: Sequence[Any] | None = None,
         steering_scope: Any = "all",
+        epsilon_cutoff: float | None = None,
         beam_width: int = 4,
         length_penalty: float = 1.0,
         early_stopping: bool | str = False,
@@ -210,8 +213,9 @@ class Generation:
         Args:
           prompt: text to continue; with `chat=True` a user's message, or a list of {"role", "content"}.
           max_tokens: most tokens to generate, at least 1; what exceeds the model's context is cut.
-          sampling_method: see `mechanex_jax.engine.methods`: greedy, top-k, top-p, min-p, typical, ads, guided-generation
-            (top-p under a constraint), constrained-beam-search, speculative-decoding (or ssd), ensemble-sampling.
+          sampling_method: see `mechanex_jax.engine.methods`: greedy, top-k, top-p, min-p, typical, epsilon, ads,
+            guided-generation (top-p under a constraint), constrained-beam-search, speculative-decoding (or ssd),
+            ensemble-sampling.
           temperature: divides the logits; 1 is the model's own law, 0 is greedy.
           top_k: for "top-k"; keep the k likeliest tokens and all that tie with the last of them.
           top_p: for "top-p"; keep the smallest set of likeliest tokens whose probability reaches it; 1 is the identity.
@@ -262,6 +266,8 @@ class Generation:
           steering_layers: of vector and preset, use those at these layers only; None is all.
           steering_scope: positions to steer: "all", "prompt", "generated", `mx.edits.scope(...)`, or slice(start, end) of the
             whole text's tokens.
+          epsilon_cutoff: for "epsilon"; keep tokens of at least this probability, and always the likeliest; None is 0.0003, 0
+            the identity.
           beam_width: for constrained-beam-search: hypotheses kept side by side.
           length_penalty: for constrained-beam-search: a score is the sum of log p over length to this power; 0 is no penalty,
             above it favours longer texts.
@@ -321,6 +327,7 @@ class Generation:
             forbidden_terms=forbidden_terms,
             steering_layers=steering_layers,
             steering_scope=steering_scope,
+            epsilon_cutoff=epsilon_cutoff,
             beam_width=beam_width,
             length_penalty=length_penalty,
             early_stopping=early_stopping,

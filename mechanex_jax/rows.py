@@ -120,6 +120,17 @@ def neutral_values(cls: type) -> dict[str, float]:
     return {name: kind.neutral for name, kind in _kinds(cls).items() if isinstance(kind, _Row) and kind.neutral is not None}
 
 
+def columns(cls: type[T], fields: Mapping[str, Sequence[float]]) -> T:
+    """A row tree of `cls` from one list per field, with a number for each row [B]; other fields have their defaults.
+
+    Whole numbers beyond int32 become its largest.
+    """
+    kinds = {name: kind for name, kind in _kinds(cls).items() if isinstance(kind, _Row)}
+    whole = {name for name, kind in kinds.items() if jnp.issubdtype(kind.dtype, jnp.integer)}
+    lists = {name: np.minimum(values, np.iinfo(np.int32).max) if name in whole else values for name, values in fields.items()}
+    return cls(**{name: np.asarray(values, kinds[name].dtype) for name, values in lists.items()})
+
+
 def as_field(value: object, dtype: DTypeLike = jnp.float32) -> Array:
     """An array of `dtype`; on the host (NumPy) unless `value` is already JAX's, since a JAX dispatch costs far more."""
     return value.astype(dtype) if isinstance(value, jax.Array) else np.asarray(value, dtype)

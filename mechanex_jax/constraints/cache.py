@@ -63,8 +63,11 @@ def cached(
     parts = [FORMAT, kind, source, vocabulary.fingerprint, sorted(map(int, eos_ids)), size, dataclasses.astuple(limits)]
     key = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
     with _lock:
-        compiled = _memory.pop(key, None)
-    if compiled is None and folder is not None:
+        compiled = _memory.get(key)
+        if compiled is not None:
+            _memory.move_to_end(key)
+            return compiled
+    if folder is not None:
         tables = _load(folder / f"{key}{_SUFFIX}")
         compiled = None if tables is None else CompiledConstraint(_automaton_of(tables), vocabulary, tables)
     if compiled is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ from mechanex_jax import edits as edit
 from mechanex_jax import rows, transforms
 from mechanex_jax.constraints.device.token_mask import pack_constraints
 from mechanex_jax.edits import Edit
-from mechanex_jax.engine.methods import NEUTRAL, NEUTRAL_SUBSET
+from mechanex_jax.engine.methods import NEUTRAL_SUBSET
 from mechanex_jax.engine.request import Completion, Request
 from mechanex_jax.engine.seeds import row_keys
 from mechanex_jax.loading import LoadedModel
@@ -22,11 +22,7 @@ from mechanex_jax.loops import DecodeResult, FinishReason, stop_table
 from mechanex_jax.loops.prefill import bucket
 from mechanex_jax.tokenization.detokenizer import Detokenizer
 from mechanex_jax.transforms import LogitsTransform
-
-
-def _columns(rows: Sequence[Mapping[str, float]], names: Iterable[str]) -> dict[str, list[float]]:
-    """One list per field, of the rows' values."""
-    return {name: [row[name] for row in rows] for name in names}
+from mechanex_jax.transforms.truncation import truncation_rows
 
 
 def _transform(loaded: LoadedModel, requests: Sequence[Request], user: LogitsTransform | None) -> LogitsTransform:
@@ -51,11 +47,12 @@ def _transform(loaded: LoadedModel, requests: Sequence[Request], user: LogitsTra
         parts.append(transforms.logit_bias(bias))
     if any(c.min_tokens for c in configs):
         parts.append(transforms.min_new_tokens([c.min_tokens for c in configs], loaded.tokenizer.eos_ids))
-    parts.append(transforms.truncation(**_columns([config.truncation for config in configs], NEUTRAL)))
-    subsets = [config.subset for config in configs]
-    if any(subset["subset_size"] for subset in subsets):
+    parts.append(truncation_rows([config.values(config.method.truncation) for config in configs]))
+    if any(config.method.subset for config in configs):
         # The truncation before has divided by the temperature already.
-        parts.append(transforms.determinantal(loaded.directions, **_columns(subsets, NEUTRAL_SUBSET)))
+        subsets = [{**NEUTRAL_SUBSET, **config.values(config.method.subset)} for config in configs]
+        columns = {name: [subset[name] for subset in subsets] for name in NEUTRAL_SUBSET}
+        parts.append(transforms.determinantal(loaded.directions, **columns))
     if user is not None:
         parts.append(user)
     return transforms.chain(*parts)
@@ -84,13 +81,13 @@ class Batch:
         cls, loaded: LoadedModel, requests: Sequence[Request], transform: LogitsTransform | None, edits: tuple[Edit, ...]
     ) -> Batch:
         """A batch whose rows draw from their requests' seeds."""
-        padded = [requests[row] for row in _padded(len(requests))]
+        padded = [requests[row] for row in _padded(len(requests), bucket(len(requests), 1))]
         return cls(loaded, requests, row_keys([(request.seed, request.index) for request in padded]), transform, edits)
 
     def arguments(self) -> dict[str, Any]:
         """What every loop takes, by name."""
         spec, tokenizer = self.loaded.model.spec, self.loaded.tokenizer
-        chosen = _padded(len(self.requests))
+        chosen = _padded(len(self.requests), len(self.keys))
         requests = [self.requests[row] for row in chosen]
         configs = [request.config for request in requests]
         lengths = np.array([len(request.tokens) for request in requests], np.int32)
@@ -100,7 +97,9 @@ class Batch:
         max_new = np.minimum([config.max_tokens for config in configs], spec.context - lengths)
         max_new[len(self.requests) :] = 0
         stops = [config.stops for config in configs]
-        user, user_edits = rows.take_rows((self.transform, self.edits), chosen, len(self.requests))
+        user, user_edits = self.transform, self.edits
+        if user is not None or user_edits:
+            user, user_edits = rows.take_rows((user, user_edits), chosen, len(self.requests))
         return {
             "model": self.loaded.model,
             "prompt_tokens": prompts,
@@ -140,6 +139,6 @@ class Batch:
         return Detokenizer(self.loaded.tokenizer.vocabulary.join, self.requests[row].config.stops)
 
 
-def _padded(rows: int) -> list[int]:
-    """Rows of a batch and, up to the next bucket, its first one again."""
-    return [*range(rows), *[0] * (bucket(rows, 1) - rows)]
+def _padded(rows: int, size: int) -> list[int]:
+    """Numbers of the rows of a batch and, up to its size, the first one again."""
+    return [*range(rows), *[0] * (size - rows)]

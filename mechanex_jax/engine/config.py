@@ -17,7 +17,7 @@ from typing import Any
 
 from mechanex_jax.edits import Scope
 from mechanex_jax.engine import checks
-from mechanex_jax.engine.methods import METHODS, NEUTRAL, NEUTRAL_SUBSET, SamplingMethod, Sources, method
+from mechanex_jax.engine.methods import METHODS, SamplingMethod, Sources, method
 from mechanex_jax.engine.parameters import Option, parameter, parameters_of
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.validation import flag, integer, number, text
@@ -83,6 +83,12 @@ class GenerationConfig:
         none_means=0.95,
         policy="sampling.typical_p",
         option=Option("For typical: choose among the most typical tokens up to this probability; 0.95.", _SAMPLING),
+    )
+    epsilon_cutoff: float | None = parameter(
+        None,
+        number(0.0, 1.0),
+        none_means=3e-4,
+        option=Option("For epsilon: choose among tokens of at least this probability; 0.0003.", _SAMPLING),
     )
     ads_subset_size: int | None = parameter(None, integer(1), none_means=8, policy="sampling.ads_subset_size")
     ads_beta: float | None = parameter(
@@ -284,17 +290,7 @@ class GenerationConfig:
         """The row's sampling method."""
         return method(self.sampling_method)
 
-    @property
-    def truncation(self) -> dict[str, float]:
-        """A value for each field of `transforms.truncation`: neutral where the method does not use it."""
-        return {**NEUTRAL, **self._values(self.method.truncation)}
-
-    @property
-    def subset(self) -> dict[str, float]:
-        """A value for each field of `transforms.determinantal`: neutral where the method does not use it."""
-        return {**NEUTRAL_SUBSET, **self._values(self.method.subset)}
-
-    def _values(self, sources: Sources) -> dict[str, float]:
+    def values(self, sources: Sources) -> dict[str, float]:
         """Fields of a transform from the arguments that a method reads them from."""
         values = {}
         for field, source in sources.items():

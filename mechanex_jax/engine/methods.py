@@ -12,8 +12,7 @@ from collections.abc import Mapping
 
 from mechanex_jax.errors import expected
 
-# The fields of `transforms.truncation` and of `transforms.determinantal`, each with the value that keeps all tokens.
-NEUTRAL = {"temperature": 1.0, "top_k": 2**31 - 1, "top_p": 1.0, "min_p": 0.0, "typical_p": 1.0}
+# The fields of `transforms.determinantal`, each with the value that keeps all tokens.
 NEUTRAL_SUBSET = {"subset_size": 0, "beta": 0.3, "top_k": 1}
 
 Sources = Mapping[str, str | float]
@@ -64,6 +63,7 @@ METHODS = {
         SamplingMethod("top-p", _TOP_P, "Holtzman et al. 2019, arXiv 1904.09751"),
         SamplingMethod("min-p", _named("temperature", "min_p"), "Nguyen et al. 2024, arXiv 2407.01082"),
         SamplingMethod("typical", _named("temperature", "typical_p"), "Meister et al. 2022, arXiv 2202.00666"),
+        SamplingMethod("epsilon", _named("temperature", "epsilon_cutoff"), "Hewitt et al. 2022, arXiv 2210.15191"),
         SamplingMethod("ads", _named("temperature"), "ours; Chen et al. 2018, arXiv 1709.05135", subset=_SUBSET),
         SamplingMethod("constrained-beam-search", {}, "score = sum of log p / length ** length_penalty", "beam", more=()),
         SamplingMethod("guided-generation", _TOP_P, "top-p under a constraint", constrained=True),

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Float32, Int32
 
-from mechanex_jax.rows import Array, PerRow, neutral_values, row, row_tree
+from mechanex_jax.rows import Array, PerRow, columns, neutral_values, row, row_tree
 from mechanex_jax.transforms.arguments import LARGEST_INT, Valid, number_per_row
 from mechanex_jax.transforms.base import Logits, Stateless, Step
 from mechanex_jax.transforms.thresholds import Stages, truncate_rows
@@ -99,13 +99,11 @@ def truncation_rows(chosen: Sequence[Mapping[str, float]]) -> Truncation:
     """Put the stages of rows that use different ones into one transform.
 
     Args:
-      chosen: per row, the values of the stages that it uses, by their names; the others are neutral.
-
-    Raises:
-      ArgumentError: a value is out of its range.
+      chosen: per row, the values of the stages that it uses, by their names; the others are neutral. Their ranges have been
+        checked.
     """
     used = [n for n, neutral in NEUTRAL.items() if n in _ALWAYS or any(row.get(n, neutral) != neutral for row in chosen)]
-    return truncation(**{name: [row.get(name, NEUTRAL[name]) for row in chosen] for name in used})
+    return columns(Truncation, {name: [row.get(name, NEUTRAL[name]) for row in chosen] for name in used})
 
 
 def temperature(t: PerRow) -> Truncation:
