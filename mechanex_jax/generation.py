@@ -107,8 +107,8 @@ class Generation:
     ) -> _Prepared:
         """Route, validate and tokenize, in this order and before anything compiles."""
         seeds = row_seeds(seed, len(prompts))
-        user = None if transform is None else chain(transform), compose(edits)
         loaded = self.session.local_model(model)
+        user = None if transform is None else chain(transform), compose(edits)
         check(user[1], loaded.model.spec.layers, loaded.model.spec.width)
         once = [row for row, config in enumerate(configs) if not config.needs_policy]
         builder = self.steering.requests(loaded)

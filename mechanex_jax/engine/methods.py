@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 from collections.abc import Mapping
 
 from mechanex_jax.errors import expected
@@ -41,7 +42,7 @@ class SamplingMethod:
     constrained: bool = False
     subset: Sources = dataclasses.field(default_factory=dict)
 
-    @property
+    @functools.cached_property
     def reads(self) -> frozenset[str]:
         """Arguments that the method uses. Any other that belongs to methods, and whose default is None, is refused."""
         sources = (*self.truncation.values(), *self.subset.values())

@@ -45,19 +45,20 @@ def _at(array: Array, *index: jax.Array | int) -> jax.Array:
     return jnp.asarray(array).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
 
 
-class _Host:
-    """Carries a host object through a tree without being part of the compile key."""
+class _Host(tuple[()]):
+    """Carries a host object through a tree without being part of the compile key.
 
-    __slots__ = ("value",)
+    As an empty tuple it equals every other one, which a dispatch finds out without calling Python.
+    """
 
-    def __init__(self, value: CompiledConstraint | None = None):
-        self.value = value
+    value: CompiledConstraint | None = None
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Host)
-
-    def __hash__(self) -> int:
-        return hash(_Host)
+    @classmethod
+    def of(cls, value: CompiledConstraint | None) -> _Host:
+        """A carrier of `value`."""
+        host = cls()
+        host.value = value
+        return host
 
 
 @rows.row_tree
@@ -370,6 +371,6 @@ def pack_constraints(
         data=data,
         max_depth=packed.max_depth,
         bisections=packed.bisections,
-        host=_Host(compiled),
+        host=_Host.of(compiled),
         **packed.arrays,
     )
