@@ -64,9 +64,9 @@ _SESSION = (
 
 def _policy(path: Path) -> Mapping[str, object]:
     """The policy in a file, checked before a model is fetched for nothing."""
-    from mechanex_jax.policy import controls
+    from mechanex_jax.policy import validate
 
-    return controls.read(json_file(path)).given
+    return validate.read(json_file(path)).given
 
 
 def _saved(id: str) -> str:

@@ -264,7 +264,7 @@ def _show_trials(found: _Result) -> None:
 @app.command("list")
 def list_policies(as_json: _Json = False) -> None:
     """List the saved policies, oldest first."""
-    from mechanex_jax.policy import controls, default
+    from mechanex_jax.policy import default, validate
 
     found = default.list()
     if as_json:
@@ -273,7 +273,7 @@ def list_policies(as_json: _Json = False) -> None:
     table = base.table("Id", "Name", "Method", "Candidates", "Verifiers", "Description")
     for item in found:
         try:
-            policy = controls.read(item)
+            policy = validate.read(item)
         except MechanexError as error:  # changed by hand, or saved by another version
             table.add_row(_line(item["id"]), "-", "-", "-", "-", _line(f"cannot be used: {error}", 100))
             continue

@@ -52,7 +52,7 @@ _BUILDERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 
 def policy(spec: str) -> Any:
     """The policy that an argument names: a JSON file, a saved one's id, or a builder with what it takes."""
-    from mechanex_jax.policy import controls, default
+    from mechanex_jax.policy import default, validate
 
     name, _, option = spec.partition(":")
     path = Path(spec)
@@ -68,7 +68,7 @@ def policy(spec: str) -> Any:
             found = default.get(spec)
         except ArgumentError as error:
             raise ArgumentError(f"{error} Or a JSON file, or one of {', '.join(_BUILDERS)}.") from None
-    return controls.read(found)
+    return validate.read(found)
 
 
 def prompts(given: str) -> list[str]:

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
+from mechanex_jax.policy.controls import Policy, effective_schema
 from mechanex_jax.policy.sandbox.runner import UnitTestRunner, run_unit_tests
-from mechanex_jax.policy.tool_schema import effective_schema
 from mechanex_jax.policy.verifiers import Criteria
-
-if TYPE_CHECKING:
-    from mechanex_jax.policy.controls import Policy
 
 
 def criteria_for(policy: Policy, run_tests: UnitTestRunner = run_unit_tests) -> Criteria:

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from mechanex_jax.errors import MechanexError, Verbatim, expected
-from mechanex_jax.policy import controls
+from mechanex_jax.policy import controls, validate
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.merge import FIELDS
 from mechanex_jax.policy.presets import PolicyDict
@@ -112,7 +112,7 @@ class Grid:
         """The policy with the chosen (axis, value) pairs, or what is wrong with it."""
         if chosen not in self._read_before:
             try:
-                policy = controls.read(self._mapping(chosen), "search_space")
+                policy = validate.read(self._mapping(chosen), "search_space")
                 self._check(policy)
             except MechanexError as error:
                 policy = error

@@ -9,9 +9,8 @@ from typing import Any
 from mechanex_jax.edits import RowSteering
 from mechanex_jax.engine.config import METHOD_ARGUMENTS, PARAMETERS, GenerationConfig
 from mechanex_jax.engine.methods import method
-from mechanex_jax.policy.controls import Policy, SteeringControls
+from mechanex_jax.policy.controls import Policy, SteeringControls, effective_schema
 from mechanex_jax.policy.field_readers import layers
-from mechanex_jax.policy.tool_schema import effective_schema
 
 _ALL_TOKENS = 2**31 - 1  # top_k: no truncation
 # Arguments that have their own name among a policy's sampling fields, and that each decoding takes as they are.

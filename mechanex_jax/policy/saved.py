@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from mechanex_jax.errors import expected
-from mechanex_jax.policy import controls
+from mechanex_jax.policy import validate
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.presets import PolicyDict
 from mechanex_jax.storage.json_store import JsonStore
@@ -30,7 +30,7 @@ class SavedPolicies:
         Raises:
           ArgumentError: what `run` would refuse in it.
         """
-        checked = controls.read(policy)
+        checked = validate.read(policy)
         return self.store.save(self._record(checked), checked.id)
 
     def get(self, policy_id: str) -> PolicyDict:
@@ -80,7 +80,7 @@ class SavedPolicies:
             raise expected("visibility", visibility, "private or public")
         tag_list = [tags] if isinstance(tags, str) else [*(tags or ())]
         record = {"name": name, "visibility": visibility, "tags": tag_list, "description": description}
-        return self.presets.save({**record, "policy": self._record(controls.read(policy))})
+        return self.presets.save({**record, "policy": self._record(validate.read(policy))})
 
     def list_presets(self, include_public: bool = True) -> list[PolicyDict]:
         """Return published presets, oldest first; without `include_public` the private ones alone."""

@@ -13,7 +13,7 @@ from mechanex_jax.engine.run import MICRO_BATCH
 from mechanex_jax.engine.seeds import fresh, row_seeds, text_seed
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.loading import LoadedModel
-from mechanex_jax.policy import controls, merge, tuning
+from mechanex_jax.policy import merge, tuning, validate
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.plan import Plan, preset_strength, vector_of
 from mechanex_jax.policy.rounds import Outcome, RunResult
@@ -184,7 +184,7 @@ class Policies(SavedPolicies):
           ArgumentError: as `run`; an unknown path, a bad value, no values, or no trials; before anything is decoded.
         """
         neither = base_policy is None and base_policy_id is None
-        base = controls.read({}) if neither else self._resolve(base_policy, base_policy_id)
+        base = validate.read({}) if neither else self._resolve(base_policy, base_policy_id)
         given = self._prompts(prompts)
         integer(1)("max_trials", max_trials)
         integer(1)("max_new_tokens", max_new_tokens)
@@ -243,7 +243,7 @@ class Policies(SavedPolicies):
         fields = dict.fromkeys(merge.FIELDS)
         if not isinstance(config.steering_vector, (str, Mapping)):  # steering that is ready: no field could hold it
             del fields["steering_vector"]
-        found = controls.read(merge.merge(named, {name: own[name] for name in fields if name in own}, _DEFAULTS))
+        found = validate.read(merge.merge(named, {name: own[name] for name in fields if name in own}, _DEFAULTS))
         if found.model.model not in (*_ANYWHERE, loaded.name):
             wanted = f"{loaded.name!r}, which the call runs on"
             raise expected("policy.model.model", found.model.model, wanted, "Give it as model=.")
@@ -275,7 +275,7 @@ class Policies(SavedPolicies):
     # --- helpers ---
 
     def _read(self, policy: object, name: str = "policy") -> Policy:
-        return controls.read(policy, name)
+        return validate.read(policy, name)
 
     def _resolve(self, policy: object, policy_id: str | None) -> Policy:
         if (policy is None) == (policy_id is None):

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mechanex_jax import cli, policy
 from mechanex_jax.cli import base
-from mechanex_jax.policy import Policies, controls, presets, tuning
+from mechanex_jax.policy import Policies, presets, tuning, validate
 from mechanex_jax.session import Session
 
 TWO = {"name": "two digits", "constraints": {"regex_pattern": "[1-9][0-9]"}, "optimization": {"retry_on_failure": 0}}
@@ -78,7 +78,7 @@ class Machine(Policies):
                 raise KeyboardInterrupt
             return tuning.figures([outcome(policy, prompts[at], 0) for at in chosen])
 
-        start = controls.read({}) if base_policy is None else base_policy
+        start = validate.read({}) if base_policy is None else base_policy
         return tuning.search(start, search_space, max_trials, len(prompts), seed, tried, lambda done, total: None)
 
 
@@ -97,7 +97,7 @@ def test_run_prints_the_text_and_notes_how_it_went(machine, two):
     assert (result.exit_code, result.stdout) == (0, "[b]a [red] prompt[/b]\n")
     assert "Accepted: score 0.70, confidence 0.250, 7 tokens; 1 candidate in 3 ms; seed 3." in result.stderr
     assert machine.asked["max_new_tokens"] == 9 and machine.asked["chat"] is True and machine.asked["seed"] == 3
-    assert machine.asked["policy"] == controls.read(TWO) and machine.session["model"] == "m"
+    assert machine.asked["policy"] == validate.read(TWO) and machine.session["model"] == "m"
     traced = run("policy", "run", "-", two, "--trace", input="from\nstandard input\n").stdout
     assert "Confidence" in traced and "top-k" in traced and machine.asked["prompt"] == "from\nstandard input"
     found = json.loads(run("policy", "run", "p", two, "--json", "--seed", 3).stdout)
@@ -117,7 +117,7 @@ def test_a_policy_is_a_file_a_saved_id_or_a_builder_with_what_it_takes(machine, 
         "steering_preset:brevity": presets.steering_preset("brevity"),
     }.items():
         assert run("policy", "run", "p", spec).exit_code == 0
-        assert machine.asked["policy"] == controls.read(wanted)
+        assert machine.asked["policy"] == validate.read(wanted)
         assert json.loads(run("policy", "show", spec).stdout) == wanted
 
 

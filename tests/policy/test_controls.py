@@ -17,7 +17,8 @@ import torch
 from mechanex_jax.engine.methods import METHODS
 from mechanex_jax.errors import ArgumentError, NotLocalError
 from mechanex_jax.policy import controls, field_readers
-from mechanex_jax.policy.controls import Policy, read, to_dict
+from mechanex_jax.policy.controls import Policy
+from mechanex_jax.policy.validate import read, to_dict
 from mechanex_jax.steering.presets import PRESETS
 
 # The component schemas of the hosted API that make up a policy.

@@ -14,8 +14,9 @@ from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import ArgumentError
 from mechanex_jax.generation import Generation
 from mechanex_jax.policy import controls
-from mechanex_jax.policy.controls import Policy, read, to_dict
+from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.merge import FIELDS, merge
+from mechanex_jax.policy.validate import read, to_dict
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 SIGNATURE = inspect.signature(Generation.generate).parameters

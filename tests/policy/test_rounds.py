@@ -11,7 +11,7 @@ import pytest
 from mechanex_jax.engine.request import Completion
 from mechanex_jax.engine.seeds import candidate_seed
 from mechanex_jax.errors import ArgumentError, NotLocalError
-from mechanex_jax.policy import controls
+from mechanex_jax.policy import controls, validate
 from mechanex_jax.policy.plan import Plan
 from mechanex_jax.policy.rounds import Candidate, Run
 
@@ -19,7 +19,7 @@ NO_RETRY = {"retry_on_failure": 0}
 
 
 def plan(policy, **others):
-    return Plan(controls.read(policy), others)
+    return Plan(validate.read(policy), others)
 
 
 def judged(slot, score=1.0, text="text", confidence=0.5, tokens=4, **more):
@@ -218,7 +218,7 @@ def test_seeds_of_candidates_differ_and_the_first_is_the_runs_own():
 TOOL = {"name": "f", "parameters": {"type": "object"}}
 config = lambda policy: plan(policy).config(plan(policy).policy.sampling.method, 0, 0)
 trace = lambda policy: drive(policy, judged)[0].trace()
-kept = lambda policy: controls.to_dict(controls.read(policy))
+kept = lambda policy: validate.to_dict(validate.read(policy))
 rounds_of = lambda policy: [len(slots) for slots in drive(policy, lambda slot: judged(slot, 0.2))[1]]
 winner_of = lambda policy: (
     drive(policy, lambda s: judged(s, text="aab"[s.index], confidence=0.1 * (s.index + 1)))[0].winner.slot.index
@@ -320,7 +320,7 @@ def test_no_field_is_forgotten():
 @pytest.mark.parametrize("field", sorted(REFUSED))
 def test_what_is_not_served_locally_is_refused_by_name(field):
     with pytest.raises(NotLocalError, match=field):
-        controls.read(REFUSED[field])
+        validate.read(REFUSED[field])
 
 
 def test_what_a_method_cannot_use_is_left_out_of_a_fallback_and_refused_in_the_policys_own():

@@ -16,7 +16,7 @@ import pytest
 import mechanex_jax
 from mechanex_jax.errors import ArgumentError, MechanexError
 from mechanex_jax.policy import presets
-from mechanex_jax.policy.controls import read, to_dict
+from mechanex_jax.policy.validate import read, to_dict
 from mechanex_jax.storage.json_store import JsonStore, StoreError
 
 ROOT = Path(mechanex_jax.__file__).parent.parent

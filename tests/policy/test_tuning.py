@@ -10,7 +10,7 @@ import pytest
 from sessions import services, undecodable
 
 from mechanex_jax.errors import ArgumentError
-from mechanex_jax.policy import controls, tuning
+from mechanex_jax.policy import tuning, validate
 
 GRID = {  # 200 settings
     "sampling.temperature": [0.1, 0.3, 0.5, 0.7, 0.9, 1.1, 1.3, 1.5],
@@ -42,7 +42,7 @@ class Evaluation:
 
 
 def search(toy, space=None, max_trials=24, *, base=None, prompts=1, seed=0, report=lambda done, total: None, **more):
-    return tuning.search(controls.read(base or {}), space, max_trials, prompts, seed, toy, report, **more)
+    return tuning.search(validate.read(base or {}), space, max_trials, prompts, seed, toy, report, **more)
 
 
 def planted(seed, kind="match"):
@@ -66,7 +66,7 @@ def test_a_planted_best_setting_of_200_is_found_in_24_trials(kind):
         best, worth = planted(seed, kind)
         toy = Evaluation(worth)
         found = search(toy, GRID, seed=seed)
-        assert fields(controls.read(found["best_policy"])) == best, seed
+        assert fields(validate.read(found["best_policy"])) == best, seed
         assert len(found["trials"]) == len(toy.calls) == 24
 
 
@@ -76,7 +76,7 @@ def test_it_is_found_with_noise_too_and_far_more_often_than_by_chance():
         best, worth = planted(seed)
         rng = np.random.default_rng(seed)
         toy = Evaluation(worth, luck=lambda policy, prompt, rng=rng: rng.normal(0, 0.1))
-        hits += fields(controls.read(search(toy, GRID, seed=seed, prompts=16)["best_policy"])) == best
+        hits += fields(validate.read(search(toy, GRID, seed=seed, prompts=16)["best_policy"])) == best
     assert hits >= 16  # by chance 24 of 200: 2.4
 
 
@@ -139,7 +139,7 @@ def test_the_best_policy_is_the_base_with_the_values_and_the_figures_are_those_o
         "steering": {"vector": vector},
         "constraints": {"stop_sequences": ["x"]},
     }
-    controls.read(found["best_policy"])
+    validate.read(found["best_policy"])
     assert json.loads(json.dumps(found)) == found
     figures = {"num_prompts": 3, "success_rate": 0.0, "avg_score": 0.25, "avg_latency_ms": 5.0, "avg_tokens": 10.0}
     values = {"verifiers.max_retries": 3, "steering.vector": vector, "name": "n"}
@@ -214,7 +214,7 @@ def test_control_c_ends_the_search_with_what_it_has():
         found = search(Evaluation(worth, breaks_at=at), GRID, prompts=8)
         assert found["interrupted"] and len(found["trials"]) == min(at, 24)
         assert found["best_trial"] == max(found["trials"], key=lambda trial: trial["avg_score"])
-        controls.read(found["best_policy"])
+        validate.read(found["best_policy"])
     assert not search(Evaluation(worth, breaks_at=27), GRID, prompts=8)["interrupted"]
     with pytest.raises(KeyboardInterrupt):
         search(Evaluation(worth, breaks_at=0), GRID)

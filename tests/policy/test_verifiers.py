@@ -17,9 +17,10 @@ from schema_tools import accepts
 
 from mechanex_jax.constraints.json_schema import pushdown_automaton
 from mechanex_jax.errors import ArgumentError
-from mechanex_jax.policy.controls import read
+from mechanex_jax.policy.controls import effective_schema
 from mechanex_jax.policy.criteria import criteria_for
-from mechanex_jax.policy.tool_schema import effective_schema, tools
+from mechanex_jax.policy.tool_schema import tools
+from mechanex_jax.policy.validate import read
 from mechanex_jax.policy.verifiers import VERIFIERS, Criteria, agreement, broken_constraint, verify
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0}}, "required": ["a"]}
