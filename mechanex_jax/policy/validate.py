@@ -130,8 +130,8 @@ def read(policy: object, name: str = "policy") -> Policy:
 def to_dict(policy: object) -> dict[str, JsonValue]:
     """Write out all fields of a policy, or of a section, as JSON has them; `read` gives an equal policy again.
 
-    Left out are a schedule without values, which would be an error if it were given, and a field that the hosted API lacks where
-    it is None.
+    Left out are a schedule without values, which would be an error if it were given, and a None in a field that the hosted API
+    lacks.
     """
     data = {}
     for name, control in controls_of(type(policy)).items():
