@@ -239,7 +239,7 @@ class Policy:
     constraints: ConstraintControls = _section(ConstraintControls)
     verifiers: VerifierControls = _section(VerifierControls)
     optimization: OptimizationControls = _section(OptimizationControls)
-    given: Mapping[str, object] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    given: Mapping[str, Any] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 @functools.cache

@@ -1,10 +1,9 @@
-"""Arguments of `generate` as a policy's fields: which is which, and what happens where both say something."""
+"""Arguments of `generate` as fields of a policy: which is which, and what happens where both say something."""
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Mapping
-from typing import Any
 
 from mechanex_jax.engine.config import PARAMETERS
 from mechanex_jax.errors import ArgumentError, expected
@@ -22,8 +21,8 @@ _STEERED = ("steering.vector", "steering.vector_id")
 _VERIFIERS = {"json_schema": ["syntax", "json_schema"], "regex_pattern": ["regex"]}
 
 
-def merge(policy: Any, arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A policy and the arguments of a call in one mapping, for `read`.
+def merge(policy: object, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
+    """Merge a policy and the arguments of a call into one mapping, for `validate.read`.
 
     Arguments with another value than their default fill what the policy leaves out. Left out is a field that is not there,
     is None where None is its default, or says "default" for the model.
@@ -37,12 +36,12 @@ def merge(policy: Any, arguments: Mapping[str, Any], defaults: Mapping[str, Any]
     Raises:
       ArgumentError: an argument and a field of the policy disagree; the message names both.
     """
-    given = policy.given if isinstance(policy, Policy) else policy
-    if given is not None and not isinstance(given, Mapping):
-        raise expected("policy", given, "a mapping of sections")
-    said = {name: value for name, value in arguments.items() if name in FIELDS and not _same(value, defaults.get(name))}
-    merged = _base(said, arguments, defaults) if given is None else copied(given)
-    for name, value in said.items():
+    fields = policy.given if isinstance(policy, Policy) else policy
+    if fields is not None and not isinstance(fields, Mapping):
+        raise expected("policy", fields, "a mapping of sections")
+    changed = {name: value for name, value in arguments.items() if name in FIELDS and not _same(value, defaults.get(name))}
+    merged = _base(changed, arguments, defaults) if fields is None else copied(fields)
+    for name, value in changed.items():
         if name == "model" and not isinstance(value, str):  # a loaded model itself, which no policy can name
             continue
         if name == "stop" and isinstance(value, str):
@@ -52,42 +51,44 @@ def merge(policy: Any, arguments: Mapping[str, Any], defaults: Mapping[str, Any]
     return merged
 
 
-def _base(said: Mapping[str, Any], arguments: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """What a call without a policy starts from."""
-    base: dict[str, Any] = {"optimization": {"retry_on_failure": 0}}
-    enabled = next((names for name, names in _VERIFIERS.items() if name in said), [])
-    if said.get("code_unit_tests"):
+def _base(changed: Mapping[str, object], arguments: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
+    """The fields that a call without a policy starts from; `changed` are its arguments that have not their defaults."""
+    base: dict[str, object] = {"optimization": {"retry_on_failure": 0}}
+    enabled = next((names for name, names in _VERIFIERS.items() if name in changed), [])
+    if changed.get("code_unit_tests"):
         enabled = [*enabled, "unit_tests"]
     if enabled:
         base["verifiers"] = {"enabled": list(enabled)}
-    if "steering_vector" in said or "steering_preset" in said:
+    if "steering_vector" in changed or "steering_preset" in changed:
         strength = arguments.get("steering_strength", defaults.get("steering_strength", 0))
         base["steering"] = {"strength": strength}
     return base
 
 
-def _fill(merged: dict[str, Any], name: str, path: str, value: Any) -> None:
+def _fill(merged: dict[str, object], name: str, path: str, value: object) -> None:
     """Set the field, unless the policy says something: then it must be the same."""
     for place in _STEERED if path in _STEERED else (path,):
         section, field = place.split(".")
-        found = merged.get(section)
-        if isinstance(found, Mapping) and field in found and not _unsaid(place, found[field]):
-            if place == path and _same(value, found[field]):
+        controls = merged.get(section)
+        if isinstance(controls, Mapping) and field in controls and not _left_out(place, controls[field]):
+            if place == path and _same(value, controls[field]):
                 return
-            raise expected(name, value, f"{found[field]!r}, which policy.{place} says", "Leave one of the two out.")
+            raise expected(name, value, f"{controls[field]!r}, which policy.{place} says", "Leave one of the two out.")
     section, field = path.split(".")
     if merged.get(section) is None:
         merged[section] = {}
-    if isinstance(merged[section], dict):  # else `read` says what is wrong with it
-        merged[section][field] = copied(value)
+    controls = merged[section]
+    if isinstance(controls, dict):  # else `read` says what is wrong with it
+        controls[field] = copied(value)
 
 
-def _unsaid(path: str, value: Any) -> bool:
+def _left_out(path: str, value: object) -> bool:
+    """Whether a field's value says no more than that the field is left out."""
     default = operator.attrgetter(path)(_DEFAULTS)
     return (value is None and default is None) or (path == "model.model" and value in (None, default))
 
 
-def _same(one: Any, other: Any) -> bool:
+def _same(one: object, other: object) -> bool:
     """Whether two values mean the same: lists and tuples, arrays and lists, a schema and its text."""
     if one is other:
         return True
@@ -100,7 +101,8 @@ def _same(one: Any, other: Any) -> bool:
     return one == other and isinstance(one, bool) == isinstance(other, bool)
 
 
-def _comparable(value: Any) -> Any:
+def _comparable(value: object) -> object:
+    """A value as a policy keeps it."""
     if hasattr(value, "model_json_schema"):
         value = as_schema("json_schema", value)
     return plain("value", value)
