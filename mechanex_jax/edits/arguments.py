@@ -1,4 +1,4 @@
-"""What factories do with their arguments, on the host: convert, check shapes, and say what is wrong."""
+"""Arguments of edits as users write them, on the host: parsed, converted, checked for shape, refused with a reason."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class Taps:
     Attributes:
       edits: row trees, broadcast to B rows.
       where: `TextPositions` with B in front of every leaf.
-      capture: sites whose activations are wanted.
+      capture: sites whose activations are kept.
       captured: site -> [B, S, D] of the block at hand, filled as the block runs.
     """
 

@@ -1,4 +1,4 @@
-"""What factories do with their arguments, on the host: convert, check ranges and shapes, and say what is wrong."""
+"""Arguments of the transforms' factories, on the host: converted, checked for range and shape, refused with a reason."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a logits transform is, and the two ways to make one from others: `chain` and `stateless`."""
+"""The protocol of a logits transform, and the two ways to make one from others: `chain` and `stateless`."""
 
 from __future__ import annotations
 
@@ -155,7 +155,7 @@ def stateless(fn: Callable[..., Logits], *scalars: PerRow) -> Lifted:
       fn: written for one row, float32 [V] -> [V]. Define it at module level: it is part of the compile key, and a lambda made
         anew for each call compiles anew for each call.
       *scalars: numbers, or one value per row ([B]); traced as float32, so that changing them never recompiles. A function
-        that needs larger arrays wants a class of its own with `@mx.transforms.row_tree` fields.
+        that needs larger arrays is a class with `@mx.transforms.row_tree` fields.
 
     Raises:
       ArgumentError: `fn` is not callable.

@@ -17,7 +17,7 @@ from mechanex_jax.transforms.base import Logits, Stateless, Step, Token
 
 
 class Spoken(NamedTuple):
-    """What one row has said.
+    """The tokens that one row has said.
 
     Attributes:
       seen: bool [V], the tokens of the prompt and of the answer.
