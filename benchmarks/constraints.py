@@ -43,7 +43,6 @@ from mechanex_jax.constraints import cache, compiler
 from mechanex_jax.constraints.device.token_mask import pack_constraints
 from mechanex_jax.constraints.token_index import build
 from mechanex_jax.constraints.token_index.trie import TokenTries
-from mechanex_jax.loops import autoregressive as loop
 from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_rows
 
 PROMPT, STEPS, CHUNK, HOST_NEW = 24, 64, 8, 48
@@ -194,7 +193,7 @@ def begin(loaded: Any, batch: int, *transforms: Any) -> tuple[Any, Any]:
     prompts, lengths = prompts_of(loaded, batch)
     chained = mx.transforms.chain(*transforms, mx.transforms.truncation(temperature=0.0))
     arguments = {"key": jax.random.key(0), "max_new_tokens": MAX_NEW, "capacity": CAPACITY}
-    return jax.block_until_ready(loop.start(loaded.model, prompts, lengths, chained, **arguments))
+    return jax.block_until_ready(mx.loops.start(loaded.model, prompts, lengths, chained, **arguments))
 
 
 def in_turn(loaded: Any, batch: int, sides: dict[str, tuple[Any, ...]], options: argparse.Namespace) -> Any:
@@ -208,7 +207,7 @@ def in_turn(loaded: Any, batch: int, sides: dict[str, tuple[Any, ...]], options:
             for name in names:
                 program, carry = states[name]
                 begun = time.perf_counter()
-                carry = jax.block_until_ready(loop.decode_chunk(program, carry, np.int32(CHUNK)))
+                carry = jax.block_until_ready(mx.loops.decode_chunk(program, carry, np.int32(CHUNK)))
                 if repeat:
                     spent[name].append((time.perf_counter() - begun) * 1e3 / CHUNK)
                 states[name] = program, carry
@@ -331,7 +330,7 @@ def host_section(loaded: Any, options: argparse.Namespace) -> None:
 
         def ours() -> np.ndarray:
             program, carry = begin(loaded, 1, transform)  # noqa: B023
-            return mx.loops.result(loop.decode_chunk(program, carry, np.int32(new))).tokens[:, :new]
+            return mx.loops.result(mx.loops.decode_chunk(program, carry, np.int32(new))).tokens[:, :new]
 
         for name, make in PEERS.items():
             peer = make(compiler.Target.of(loaded), (loaded.folder / "tokenizer.json").read_text("utf-8"))

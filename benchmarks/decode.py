@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM
 import mechanex_jax as mx
 from mechanex_jax.engine import run as engine
 from mechanex_jax.engine.config import GenerationConfig
-from mechanex_jax.loops import autoregressive as loop
 
 PROMPT, NEW = 32, 64
 
@@ -108,9 +107,9 @@ def allocation(loaded) -> None:
 
         def run(capacity: int) -> float:
             arguments = {"key": jax.random.key(0), "max_new_tokens": NEW, "capacity": capacity}
-            program, carry = loop.start(loaded.model, prompts, [PROMPT] * batch, transform, **arguments)  # noqa: B023
+            program, carry = mx.loops.start(loaded.model, prompts, [PROMPT] * batch, transform, **arguments)  # noqa: B023
             jax.block_until_ready(carry)
-            return seconds(lambda: jax.block_until_ready(loop.decode_chunk(program, carry, np.int32(NEW))))
+            return seconds(lambda: jax.block_until_ready(mx.loops.decode_chunk(program, carry, np.int32(NEW))))
 
         for capacity in (128, 1024):
             run(capacity)

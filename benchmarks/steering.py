@@ -23,7 +23,6 @@ from transformers import AutoModelForCausalLM
 
 import mechanex_jax as mx
 from mechanex_jax import edits
-from mechanex_jax.loops import autoregressive as loop
 from mechanex_jax.steering import PRESETS, methods
 from mechanex_jax.steering.batches import batches
 from mechanex_jax.steering.examples import check_data, tokenize_data
@@ -70,9 +69,9 @@ def rows_of_their_own(loaded, rows: int, repeats: int, gated: bool) -> None:
 
     def run(chosen):
         options = {"key": jax.random.key(0), "max_new_tokens": NEW, "edits": chosen}
-        program, carry = loop.start(loaded.model, prompts, lengths, transform, **options)
+        program, carry = mx.loops.start(loaded.model, prompts, lengths, transform, **options)
         jax.block_until_ready(carry)
-        return lambda: jax.block_until_ready(loop.decode_chunk(program, carry, np.int32(NEW)))
+        return lambda: jax.block_until_ready(mx.loops.decode_chunk(program, carry, np.int32(NEW)))
 
     def timed(chosen) -> float:  # the prefill is not counted
         return seconds(run(chosen))

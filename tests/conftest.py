@@ -71,6 +71,16 @@ def pair(tmp_path_factory):
 
 
 @pytest.fixture
+def unchecked():
+    """Shapes and types of signatures are not checked: what is wrong meets the library's own errors, as it does for users."""
+    from jaxtyping import config
+
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture
 def compilations():
     """A function that runs another and returns how many XLA compilations that took."""
     import jax.monitoring

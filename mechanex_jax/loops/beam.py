@@ -8,41 +8,50 @@ row of a beam without children. Many steps then move no cache at all, and none h
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32, Int32
+from jaxtyping import Bool, Float32, Int32, Num
 
-from mechanex_jax import rows
-from mechanex_jax.edits import compose
+from mechanex_jax.edits import Edits
 from mechanex_jax.errors import expected
-from mechanex_jax.loops.autoregressive import Carry, FinishReason, Program, advance, standing, start
+from mechanex_jax.loops.carry import Carry, FinishReason, Program, begin
+from mechanex_jax.loops.chunks import advance
+from mechanex_jax.loops.inputs import IntPerRow, Number, RowKeys, TokenIds, Tokens, decode_inputs
+from mechanex_jax.loops.language_model import LanguageModel, logits_of
+from mechanex_jax.loops.step import current_step, finish_reason, read_last, run_steps, select_rows
 from mechanex_jax.loops.stop_strings import HIT, StopTable
+from mechanex_jax.rows import Array
+from mechanex_jax.transforms import LogitsTransform
 from mechanex_jax.transforms.base import advance_rows, apply_rows
+
+Penalty: TypeAlias = Number | Num[Array, ""] | Num[Array, "#B"] | Sequence[Number]
+TreeT = TypeVar("TreeT")
 
 _NEVER = "never"
 _TEXT = ("cache", "tokens", "generated", "transform_state", "stop_state", "logprobs")  # in what beams of one prompt differ
 
 
 class Hypotheses(NamedTuple):
-    """What has ended so far, the best W of every prompt, best first; a free place has score -inf.
+    """The texts that have ended so far, the best W of every prompt, best first; a free place has score -inf.
 
     Attributes:
-      tokens: int32 [B, W, T], prompt included, as in `Carry.tokens`; what lies beyond the end means nothing.
-      logprobs: float32 [B, W, T].
-      lengths: int32 [B, W], generated tokens.
-      scores: float32 [B, W], sum of log-probabilities / length ** penalty.
-      finish: int32 [B, W], a `FinishReason`; DEAD_END in a free place.
+      tokens: prompt included, as in `Carry.tokens`; what lies beyond the end means nothing.
+      logprobs: the model's own, at the places of their tokens.
+      lengths: generated tokens.
+      scores: sum of log-probabilities / length ** penalty.
+      finish: a `FinishReason`; DEAD_END in a free place.
     """
 
-    tokens: jax.Array
-    logprobs: jax.Array
-    lengths: jax.Array
-    scores: jax.Array
-    finish: jax.Array
+    tokens: Int32[jax.Array, "B W T"]
+    logprobs: Float32[jax.Array, "B W T"]
+    lengths: Int32[jax.Array, "B W"]
+    scores: Float32[jax.Array, "B W"]
+    finish: Int32[jax.Array, "B W"]
 
 
 @jax.tree_util.register_dataclass
@@ -52,61 +61,68 @@ class BeamCarry:
 
     Attributes:
       beams: B * W rows; row b * W + w is beam w of prompt b, in no order. One that is not RUNNING is a free row.
-      scores: float32 [B, W], sum of each beam's log-probabilities after the transform.
+      scores: sum of each beam's log-probabilities after the transform.
       ended: the hypotheses that have ended.
-      penalty: float32 [B], the exponent of the length.
-      full_is_enough: bool [B], whether a prompt is done once W hypotheses have ended.
-      horizon: int32 [B], the length at which a beam's best possible score is reckoned; never below its present one.
+      penalty: the exponent of the length.
+      full_is_enough: whether a prompt is done once W hypotheses have ended.
+      horizon: the length at which a beam's best possible score is reckoned; never below its present one.
     """
 
     beams: Carry
-    scores: jax.Array
+    scores: Float32[jax.Array, "B W"]
     ended: Hypotheses
-    penalty: jax.Array
-    full_is_enough: jax.Array
-    horizon: jax.Array
+    penalty: Float32[jax.Array, " B"]
+    full_is_enough: Bool[jax.Array, " B"]
+    horizon: Int32[jax.Array, " B"]
 
     @property
-    def finish(self) -> jax.Array:
+    def finish(self) -> Int32[jax.Array, " R"]:
+        """A `FinishReason` for each of the R = B * W beams."""
         return self.beams.finish
 
 
 class BeamResult(NamedTuple):
-    """What beam search returns, on the host; W hypotheses a prompt, best first.
+    """The result of beam search, on the host; W hypotheses a prompt, best first.
 
     Attributes:
-      tokens: int32 [B, W, N], padded with `pad_id`; an end-of-sequence token is kept and counted.
-      lengths: int32 [B, W].
-      scores: float32 [B, W], sum of log-probabilities after the transform / length ** length_penalty; -inf where no further
-        hypothesis was found.
-      finish_reason: int32 [B, W], a `FinishReason`; DEAD_END where no further hypothesis was found.
-      logprobs: float32 [B, W, N], the model's own, before any transform; 0 in the padding.
+      tokens: padded with `pad_id`; an end-of-sequence token is kept and counted.
+      lengths: tokens of each hypothesis.
+      scores: sum of log-probabilities after the transform / length ** length_penalty; -inf where no further hypothesis was
+        found.
+      finish_reason: a `FinishReason`; DEAD_END where no further hypothesis was found.
+      logprobs: the model's own, before any transform; 0 in the padding.
     """
 
-    tokens: np.ndarray
-    lengths: np.ndarray
-    scores: np.ndarray
-    finish_reason: np.ndarray
-    logprobs: np.ndarray
+    tokens: Int32[np.ndarray, "B W N"]
+    lengths: Int32[np.ndarray, "B W"]
+    scores: Float32[np.ndarray, "B W"]
+    finish_reason: Int32[np.ndarray, "B W"]
+    logprobs: Float32[np.ndarray, "B W N"]
 
 
 class _Candidates(NamedTuple):
-    """The best K continuations of every prompt, best first: [B, K] each."""
+    """The best C continuations of every prompt, best first."""
 
-    scores: jax.Array
-    parents: jax.Array  # row of `beams`
-    tokens: jax.Array
-    logprobs: jax.Array
-    reasons: jax.Array  # RUNNING: may go on
+    scores: Float32[jax.Array, "B C"]
+    parents: Int32[jax.Array, "B C"]  # row of `beams`
+    tokens: Int32[jax.Array, "B C"]
+    logprobs: Float32[jax.Array, "B C"]
+    reasons: Int32[jax.Array, "B C"]  # RUNNING: may go on
 
 
-def _take(array: jax.Array, index: jax.Array) -> jax.Array:
+def _take(array: jax.Array, index: Int32[jax.Array, "B C"]) -> jax.Array:
     """array[b, index[b, k]]."""
     return jax.vmap(lambda a, i: a[i])(array, index)
 
 
 @partial(jax.jit, static_argnames="width")
-def _begin(carry: Carry, penalty: jax.Array, full_is_enough: jax.Array, horizon: jax.Array, width: int) -> BeamCarry:
+def _widen(
+    carry: Carry,
+    penalty: Float32[jax.Array, " B"],
+    full_is_enough: Bool[jax.Array, " B"],
+    horizon: Int32[jax.Array, " B"],
+    width: int,
+) -> BeamCarry:
     """One beam for every prompt, and room for W."""
     beams = jax.tree.map(lambda leaf: jnp.repeat(leaf, width, axis=0), carry)
     batch, first = len(carry.finish), jnp.arange(width) == 0
@@ -125,10 +141,17 @@ def _begin(carry: Carry, penalty: jax.Array, full_is_enough: jax.Array, horizon:
     return BeamCarry(dataclasses.replace(beams, finish=finish), scores, ended, penalty, full_is_enough, horizon)
 
 
-def _candidates(program: Program, carry: BeamCarry, own: jax.Array, changed: jax.Array) -> _Candidates:
-    """The best continuations, by own float32 [B * W, V], the model's log-probabilities, `changed` by the transform."""
+def _candidates(
+    program: Program, carry: BeamCarry, log_p: Float32[jax.Array, "R V"], changed: Float32[jax.Array, "R V"]
+) -> _Candidates:
+    """The best continuations.
+
+    Args:
+      log_p: the model's log-probabilities for each of R = B * W beams.
+      changed: the same after the transform.
+    """
     beams, (batch, width) = carry.beams, carry.scores.shape
-    vocabulary, eos_slots = own.shape[1], beams.eos_ids.shape[1]
+    vocabulary, eos_slots = log_p.shape[1], beams.eos_ids.shape[1]
     live = (beams.finish == FinishReason.RUNNING).reshape(batch, width, 1)
     totals = jnp.where(live, carry.scores[:, :, None] + changed.reshape(batch, width, vocabulary), -jnp.inf)
     # Even if every end-of-sequence id of every beam is among them, W are left that go on.
@@ -143,23 +166,18 @@ def _candidates(program: Program, carry: BeamCarry, own: jax.Array, changed: jax
         # `advance` reads what all rows share, so that a row may have any number of candidates.
         states = jax.vmap(program.stops.advance)(beams.stop_state[parents].ravel(), tokens.ravel())
         hits_stop = states.reshape(tokens.shape) == HIT
-    reasons = [
-        (scores == -jnp.inf, FinishReason.DEAD_END),
-        (jnp.any(tokens[:, :, None] == beams.eos_ids[parents], axis=2), FinishReason.EOS),
-        (hits_stop, FinishReason.STOP),
-        (beams.generated[parents] + 1 >= beams.max_new[parents], FinishReason.LENGTH),
-    ]
-    reason = jnp.select([hit for hit, _ in reasons], [jnp.int32(name) for _, name in reasons], jnp.int32(FinishReason.RUNNING))
-    return _Candidates(scores, parents, tokens, own[parents, tokens], reason)
+    eos = jnp.any(tokens[:, :, None] == beams.eos_ids[parents], axis=2)
+    reason = finish_reason(scores == -jnp.inf, eos, hits_stop, beams.generated[parents] + 1 >= beams.max_new[parents])
+    return _Candidates(scores, parents, tokens, log_p[parents, tokens], reason)
 
 
-def _collect(carry: BeamCarry, found: _Candidates) -> Hypotheses:
+def _collect(carry: BeamCarry, candidates: _Candidates) -> Hypotheses:
     """`ended`, with those of the best W candidates that end now."""
     beams, ended, width = carry.beams, carry.ended, carry.scores.shape[1]
-    best = jax.tree.map(lambda leaf: leaf[:, :width], found)
+    best = jax.tree.map(lambda leaf: leaf[:, :width], candidates)
     ends = (best.reasons != FinishReason.RUNNING) & (best.reasons != FinishReason.DEAD_END)
 
-    def merge(_: Any) -> Hypotheses:
+    def merge(_: None) -> Hypotheses:
         before = beams.generated[best.parents]
         here = jnp.arange(beams.tokens.shape[1]) == (beams.prompt_lengths[best.parents] + before)[:, :, None]
         lengths = before + 1
@@ -171,7 +189,7 @@ def _collect(carry: BeamCarry, found: _Candidates) -> Hypotheses:
             finish=jnp.where(ends, best.reasons, jnp.int32(FinishReason.DEAD_END)),
         )
         both = jax.tree.map(lambda old, add: jnp.concatenate([old, add], axis=1), ended, new)
-        _, chosen = jax.lax.top_k(both.scores, width)
+        chosen = jax.lax.top_k(both.scores, width)[1]
         return jax.tree.map(lambda leaf: _take(leaf, chosen), both)
 
     return jax.lax.cond(jnp.any(ends), merge, lambda _: ended, None)
@@ -187,11 +205,11 @@ def _places(parents: Int32[jax.Array, " W"], alive: Bool[jax.Array, " W"]) -> In
     return jnp.argsort(place).astype(jnp.int32)
 
 
-def _copy_rows(tree: Any, sources: Int32[jax.Array, " R"], moved: Bool[jax.Array, " R"]) -> Any:
+def _copy_rows(tree: TreeT, sources: Int32[jax.Array, " R"], moved: Bool[jax.Array, " R"]) -> TreeT:
     """Row r becomes row sources[r] wherever moved[r]; no source may itself be moved. In place, row by row."""
     order = jnp.argsort(~moved, stable=True)
 
-    def copy(index: jax.Array, tree: Any) -> Any:
+    def copy(index: jax.Array, tree: TreeT) -> TreeT:
         to = order[index]
         # Read before anything is written: one fused operation would read and write the same array, hence copy all of it.
         row = jax.lax.optimization_barrier(
@@ -202,8 +220,10 @@ def _copy_rows(tree: Any, sources: Int32[jax.Array, " R"], moved: Bool[jax.Array
     return jax.lax.fori_loop(0, jnp.sum(moved, dtype=jnp.int32), copy, tree)
 
 
-def _improvable(carry: BeamCarry, ended: Hypotheses, best: Float32[jax.Array, " B"], length: jax.Array) -> jax.Array:
-    """bool [B], whether a beam may still enter the best W: the rule of `transformers`. `best` is the best beam's score."""
+def _improvable(
+    carry: BeamCarry, ended: Hypotheses, best: Float32[jax.Array, " B"], length: Int32[jax.Array, " B"]
+) -> Bool[jax.Array, " B"]:
+    """Whether a beam may still enter the best W: the rule of `transformers`. `best` is the best beam's score."""
     full = jnp.all(ended.scores > -jnp.inf, axis=1)
     reckoned = jnp.maximum(carry.horizon, length).astype(jnp.float32)
     hopeful = best / reckoned**carry.penalty > ended.scores[:, -1]
@@ -212,32 +232,31 @@ def _improvable(carry: BeamCarry, ended: Hypotheses, best: Float32[jax.Array, " 
 
 def _step(program: Program, carry: BeamCarry) -> BeamCarry:
     """One token for every beam of every prompt that is not done."""
-    model, transform, edits, stops = program
+    transform, stops = program.transform, program.stops
     beams, (batch, width) = carry.beams, carry.scores.shape
     live = beams.finish == FinishReason.RUNNING
-    last = jnp.take_along_axis(beams.tokens, beams.cache.lengths[:, None], axis=1)
-    out = model.extend(beams.cache, last, live.astype(jnp.int32), edits, prompt_lengths=beams.prompt_lengths)
-    own = jax.nn.log_softmax(out.logits)
-    changed = apply_rows(transform, beams.transform_state, own, standing(beams))
-    found = _candidates(program, carry, own, changed)
-    ended = _collect(carry, found)
+    out = read_last(program, beams, live)
+    log_p = jax.nn.log_softmax(logits_of(out))
+    changed = apply_rows(transform, beams.transform_state, log_p, current_step(beams))
+    candidates = _candidates(program, carry, log_p, changed)
+    ended = _collect(carry, candidates)
 
     # Those that go on: the best W that have not ended, each in its row.
-    going = jnp.where(found.reasons == FinishReason.RUNNING, found.scores, -jnp.inf)
+    going = jnp.where(candidates.reasons == FinishReason.RUNNING, candidates.scores, -jnp.inf)
     scores, chosen = jax.lax.top_k(going, width)
-    parents = _take(found.parents, chosen) % width
+    parents = _take(candidates.parents, chosen) % width
     children = jax.vmap(_places)(parents, scores > -jnp.inf)
     chosen, scores = _take(chosen, children), _take(scores, children)
-    sources, token, logprob = (_take(a, chosen).ravel() for a in (found.parents, found.tokens, found.logprobs))
+    picked = (candidates.parents, candidates.tokens, candidates.logprobs)
+    sources, token, logprob = (_take(array, chosen).ravel() for array in picked)
     moves = (scores > -jnp.inf).ravel()
     row = jnp.arange(batch * width, dtype=jnp.int32)
     following = dataclasses.replace(beams, cache=out.cache)
     text = {name: getattr(following, name) for name in _TEXT}
     following = dataclasses.replace(following, **_copy_rows(text, sources, moves & (sources != row)))
 
-    advanced = advance_rows(transform, following.transform_state, token, standing(following))
-    over = lambda leaf: moves.reshape(moves.shape + (1,) * (leaf.ndim - 1))
-    state = jax.tree.map(lambda new, old: jnp.where(over(new), new, old), advanced, following.transform_state)
+    advanced = advance_rows(transform, following.transform_state, token, current_step(following))
+    state = select_rows(moves, advanced, following.transform_state)
     stop_state = following.stop_state
     if stops is not None:
         stop_state = jnp.where(moves, stops.advance_rows(stop_state, token), stop_state)
@@ -260,15 +279,12 @@ def _step(program: Program, carry: BeamCarry) -> BeamCarry:
 
 @partial(jax.jit, donate_argnames="carry")
 def beam_chunk(program: Program, carry: BeamCarry, until: Int32[jax.Array, ""]) -> BeamCarry:
-    """At most `until` further tokens for every prompt; fewer once all are done. `carry` is donated."""
-
-    def unfinished(loop: tuple[jax.Array, BeamCarry]) -> jax.Array:
-        return (loop[0] < until) & jnp.any(loop[1].finish == FinishReason.RUNNING)
-
-    return jax.lax.while_loop(unfinished, lambda loop: (loop[0] + 1, _step(program, loop[1])), (jnp.int32(0), carry))[1]
+    """Search at most `until` further tokens for every prompt; fewer once all are done. `carry` is donated."""
+    return run_steps(lambda carry: _step(program, carry), carry, until)
 
 
 def _result(carry: BeamCarry, pad_id: int) -> BeamResult:
+    """Fetch the best hypotheses."""
     ended, beams = carry.ended, carry.beams
     tokens, logprobs, lengths, scores, reasons, prompts, max_new = jax.device_get((*ended, beams.prompt_lengths, beams.max_new))
     steps = np.arange(int(np.max(max_new, initial=0)))
@@ -284,19 +300,19 @@ def _result(carry: BeamCarry, pad_id: int) -> BeamResult:
 
 
 def beam_decode(
-    model: Any,
-    prompt_tokens: Int32[np.ndarray, "B S"] | Any,
-    prompt_lengths: Int32[np.ndarray, " B"] | Any,
-    transform: Any,
+    model: LanguageModel,
+    prompt_tokens: Tokens,
+    prompt_lengths: IntPerRow,
+    transform: LogitsTransform | None,
     *,
     beam_width: int = 4,
-    length_penalty: Any = 1.0,
-    early_stopping: Any = False,
-    edits: Any = None,
+    length_penalty: Penalty = 1.0,
+    early_stopping: bool | str = False,
+    edits: Edits = None,
     stops: StopTable | None = None,
-    key: jax.Array | None = None,
-    max_new_tokens: Any,
-    eos_ids: Any = (),
+    key: RowKeys | None = None,
+    max_new_tokens: IntPerRow,
+    eos_ids: TokenIds = (),
     capacity: int | None = None,
     pad_id: int = 0,
 ) -> BeamResult:
@@ -308,11 +324,15 @@ def beam_decode(
     never win over what lives. Under a constraint every hypothesis is one that the constraint accepts: end-of-sequence is legal
     in accepting states alone, and masks that look at `step.remaining` leave nothing incomplete at the length limit.
 
+    >>> out = beam_decode(toy(), [[1, 2, 3]], 3, None, beam_width=2, max_new_tokens=4)
+    >>> out.tokens[0].tolist(), [f"{score:.2f}" for score in out.scores[0]]
+    ([[2, 9, 3, 2], [10, 3, 2, 3]], ['-0.17', '-0.51'])
+
     Args:
-      model: anything with `init_cache` and `extend` as `architectures.Model` has them; a pytree.
-      prompt_tokens: int32 [B, S], padded on the right.
-      prompt_lengths: int32 [B], at least 1 each.
-      transform: a LogitsTransform written for one row; its fields hold one value, or one per prompt. `chain()` is the identity.
+      model: a `LanguageModel`: weights, `init_cache` and `extend`.
+      prompt_tokens: whole numbers [B, S], padded on the right.
+      prompt_lengths: whole numbers [B], at least 1 each, or one for all prompts.
+      transform: written for one row; its fields hold one value, or one per prompt. None is the identity.
       beam_width: W, at least 1 (greedy decoding, which ends where its rows end); static.
       length_penalty: a number or one per prompt [B]; traced. 0 compares sums, 1 means per token; more favours long hypotheses.
       early_stopping: when a prompt is done. True: once W hypotheses have ended. False: once no beam would enter them at its
@@ -343,7 +363,7 @@ def beam_decode(
     penalty = _penalties(length_penalty, batch)
     key = jax.random.key(0, impl="threefry2x32") if key is None else key
     # The prompt is read once, by B rows; only then does each become W.
-    narrow, carry = start(
+    inputs = decode_inputs(
         model,
         prompt_tokens,
         prompt_lengths,
@@ -356,19 +376,17 @@ def beam_decode(
         capacity=capacity,
         pad_id=pad_id,
     )
-    origin = np.repeat(np.arange(batch), width).tolist()
-    wide = [rows.broadcast_rows(rows.take_rows(t, origin, batch), batch * width) for t in (transform, compose(edits), stops)]
-    program = Program(narrow.model, *jax.device_put(tuple(wide)))
-    max_new = np.broadcast_to(np.asarray(max_new_tokens, np.int32), batch)
-    horizon = np.where((penalty > 0) & (early_stopping == _NEVER), max_new, 0).astype(np.int32)
-    beams = _begin(carry, penalty, np.full(batch, early_stopping is True), horizon, width)
+    _, carry = begin(inputs)
+    program = Program(model, *jax.device_put(inputs.broadcast(width)))
+    horizon = np.where((penalty > 0) & (early_stopping == _NEVER), inputs.max_new, 0).astype(np.int32)
+    beams = _widen(carry, penalty, np.full(batch, early_stopping is True), horizon, width)
     for latest in advance(program, beams, chunk=beam_chunk):
         beams = latest
     return _result(beams, pad_id)
 
 
-def _penalties(value: Any, batch: int) -> np.ndarray:
-    """float32 [B]."""
+def _penalties(value: Penalty, batch: int) -> Float32[np.ndarray, " B"]:
+    """One length penalty per prompt."""
     try:
         array = np.asarray(value, np.float32)
     except (TypeError, ValueError) as error:

@@ -8,185 +8,164 @@ draws before the vote.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float, Float32, Int32
 
 from mechanex_jax import rows
-from mechanex_jax.edits import compose
+from mechanex_jax.edits import Edit, Edits, compose
 from mechanex_jax.errors import Verbatim, expected
-from mechanex_jax.loops.autoregressive import (
-    Carry,
-    DecodeResult,
-    FinishReason,
-    Program,
-    advance,
-    append,
-    decode_chunk,
-    result,
-    standing,
-    start,
-)
+from mechanex_jax.loops.carry import Carry, DecodeResult, FinishReason, Program, begin, result
+from mechanex_jax.loops.chunks import advance
+from mechanex_jax.loops.inputs import IntPerRow, RowKeys, TokenIds, Tokens, decode_inputs
+from mechanex_jax.loops.language_model import LanguageModel, LogitsOf, ModelCache, ModelHandle, ModelSpec, logits_of, unwrap
+from mechanex_jax.loops.step import append, current_step, decode_chunk, read_last, run_steps
 from mechanex_jax.loops.stop_strings import StopTable
+from mechanex_jax.loops.voting import VOTING, Weights, check_voting, normalized, vote
+from mechanex_jax.transforms import LogitsTransform
 from mechanex_jax.transforms.base import apply_rows
 from mechanex_jax.transforms.draw import draw_rows
-
-_TIE = 1e-6  # sums of weights in float32 are equal up to this
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class EnsembleCache:
-    """Attributes:
-    members: the members' caches.
-    lengths: int32 [B], positions that hold real tokens, of all of them; what the members say of theirs is ignored.
+    """The caches of all members.
+
+    Attributes:
+      members: one cache for each.
+      lengths: positions that hold real tokens, in all of them; what the members say of theirs is ignored.
     """
 
-    members: tuple[Any, ...]
-    lengths: jax.Array
+    members: tuple[ModelCache, ...]
+    lengths: Int32[jax.Array, " B"]
 
 
 class EnsembleOutput(NamedTuple):
-    """Attributes:
-    logits: float32 [B, V] or [B, S, V], of the combined distribution; None if none were asked for.
-    cache: with the call's valid tokens added.
-    members: the members' own logits, shaped alike.
+    """The result of `Ensemble.extend`.
+
+    Attributes:
+      logits: of the combined distribution; None if none were asked for.
+      cache: with the call's valid tokens added.
+      members: the members' own logits, shaped alike.
+      captured: nothing: members may have activations of different shapes.
     """
 
-    logits: Any
+    logits: Float32[jax.Array, "B *S V"] | None
     cache: EnsembleCache
-    members: tuple[Any, ...]
+    members: tuple[Float32[jax.Array, "B *S V"], ...]
+    captured: dict[str, Float[jax.Array, "B L S D"]]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Ensemble:
-    """A model made of models with one vocabulary. Made by `ensemble_model`.
+    """A model made of models with one vocabulary, by `ensemble_model`.
 
     Attributes:
-      models: the members; anything with `init_cache` and `extend`.
+      models: the members.
       edits: for each member the edits of its own, broadcast to B rows; they follow those that `extend` is given.
-      weights: float32 [B, M], rows that sum to 1.
+      weights: of each row's members; they sum to 1.
       combine: (members' logits, weights) -> logits; static.
     """
 
-    models: tuple[Any, ...]
-    edits: tuple[tuple[Any, ...], ...]
-    weights: jax.Array
-    combine: Callable[..., jax.Array] = dataclasses.field(metadata={"static": True})
+    models: tuple[LanguageModel, ...]
+    edits: tuple[tuple[Edit, ...], ...]
+    weights: Float32[jax.Array, "B M"]
+    combine: Callable[[Sequence[jax.Array], jax.Array], jax.Array] = dataclasses.field(metadata={"static": True})
 
     @property
-    def spec(self) -> Any:
-        """Of the first member; the vocabulary is everyone's."""
+    def spec(self) -> ModelSpec:
+        """The first member's; the vocabulary is everyone's."""
         return self.models[0].spec
 
     def init_cache(self, batch: int, positions: int) -> EnsembleCache:
+        """As `LanguageModel.init_cache`, for every member."""
         caches = tuple(model.init_cache(batch, positions) for model in self.models)
         return EnsembleCache(caches, jnp.zeros(batch, jnp.int32))
 
+    def unembedding(self) -> Float[jax.Array, "D V"]:
+        """The first member's; every member has one of its own."""
+        return self.models[0].unembedding()
+
     def extend(
-        self, cache: EnsembleCache, tokens: Any, valid: Any, edits: tuple[Any, ...] = (), *, logits: str = "last", **rest: Any
+        self,
+        cache: EnsembleCache,
+        tokens: Int32[jax.Array, "B S"],
+        valid: Int32[jax.Array, " B"],
+        edits: tuple[Edit, ...] = (),
+        *,
+        prompt_lengths: Int32[jax.Array, " B"] | None = None,
+        logits: LogitsOf = "last",
+        capture: tuple[str, ...] = (),
     ) -> EnsembleOutput:
-        """As `Model.extend`, for every member at once."""
+        """As `LanguageModel.extend`, for every member at once.
+
+        Raises:
+          ArgumentError: activations are asked for.
+        """
+        if capture:
+            raise expected("capture", capture, "nothing, of an ensemble", "Capture activations of its members one by one.")
         outputs = []
-        for model, own, member in zip(self.models, self.edits, cache.members, strict=True):
-            begun = dataclasses.replace(member, lengths=cache.lengths)
-            outputs.append(model.extend(begun, tokens, valid, (*edits, *own), logits=logits, **rest))
+        for model, edits_of_member, member in zip(self.models, self.edits, cache.members, strict=True):
+            known = dataclasses.replace(member, lengths=cache.lengths)  # pyright: ignore[reportArgumentType]
+            several = (*edits, *edits_of_member)
+            outputs.append(model.extend(known, tokens, valid, several, prompt_lengths=prompt_lengths, logits=logits))
         after = EnsembleCache(tuple(out.cache for out in outputs), cache.lengths + valid)
         if logits == "none":
-            return EnsembleOutput(None, after, ())
-        members = tuple(out.logits for out in outputs)
-        return EnsembleOutput(self.combine(members, self.weights), after, members)
-
-
-# Combinations keep the members' scale: with equal members their logits come out, and not log-probabilities, because a
-# repetition penalty sees the difference.
-
-
-def mean(members: Sequence[jax.Array], weights: Float32[jax.Array, "B M"]) -> jax.Array:
-    """Logits of the arithmetic mean, sum w_m p_m; a token is impossible if it is for every member that has weight."""
-    shares = [_column(weights, m, z) for m, z in enumerate(members)]
-    normalisers = [jax.nn.logsumexp(z, axis=-1, keepdims=True) for z in members]
-    normalisers = [jnp.where(jnp.isfinite(n), n, 0.0) for n in normalisers]  # a member without a possible token says nothing
-    parts = [z - n + jnp.log(w) for z, n, w in zip(members, normalisers, shares, strict=True)]
-    return functools.reduce(jnp.logaddexp, parts) + sum(w * n for w, n in zip(shares, normalisers, strict=True))
-
-
-def product(members: Sequence[jax.Array], weights: Float32[jax.Array, "B M"]) -> jax.Array:
-    """Logits of the geometric mean, prod p_m^w_m, renormalised; a token impossible for one member with weight stays so."""
-    shares = [_column(weights, m, z) for m, z in enumerate(members)]
-    # 0 times -inf is NaN: a member without weight is left out instead.
-    return sum((jnp.where(w > 0, w * z, 0.0) for w, z in zip(shares, members, strict=True)), jnp.float32(0))
-
-
-def _column(weights: jax.Array, member: int, logits: jax.Array) -> jax.Array:
-    return weights[:, member].reshape(-1, *(1,) * (logits.ndim - 1))
-
-
-# For a majority, the combined law is the mean: it breaks ties, and it is what `logprobs` report.
-VOTING = {"majority": mean, "mean": mean, "product": product}
-
-
-def vote(
-    tokens: Int32[jax.Array, "M B"], votes: Float32[jax.Array, "M B"], liking: Float32[jax.Array, "M B"]
-) -> Int32[jax.Array, " B"]:
-    """The token with most votes; of those with equally many the best liked, and of those the lowest id.
-
-    Args:
-      tokens: whom each member votes for.
-      votes: how many votes each member has.
-      liking: of each of these tokens.
-    """
-    same = tokens[:, None] == tokens[None]
-    count = jnp.sum(jnp.where(same, votes[None], 0.0), axis=1)
-    first = count >= jnp.max(count, axis=0) - _TIE
-    liking = jnp.where(first, liking, -jnp.inf)
-    first &= liking >= jnp.max(liking, axis=0)
-    return jnp.min(jnp.where(first, tokens, jnp.iinfo(jnp.int32).max), axis=0)
+            return EnsembleOutput(None, after, (), {})
+        members = tuple(logits_of(out) for out in outputs)
+        return EnsembleOutput(self.combine(members, self.weights), after, members, {})
 
 
 def majority_step(program: Program, carry: Carry) -> Carry:
     """One token for every row that still runs: each member draws by the row's transform, then they vote."""
     ensemble, transform = program.model, program.transform
+    assert isinstance(ensemble, Ensemble)
     live = carry.finish == FinishReason.RUNNING
-    last = jnp.take_along_axis(carry.tokens, carry.cache.lengths[:, None], axis=1)
-    out = ensemble.extend(carry.cache, last, live.astype(jnp.int32), program.edits, prompt_lengths=carry.prompt_lengths)
-    step = standing(carry)
+    out = read_last(program, carry, live)
+    assert isinstance(out, EnsembleOutput)
+    step = current_step(carry)
     processed = jax.vmap(lambda z: apply_rows(transform, carry.transform_state, z, step))(jnp.stack(out.members))
     # All members draw with the row's one key: independent draws from a large vocabulary would hardly ever agree, common noise
     # makes members who think alike say the same. Each member's law stays its own.
     tokens = jax.vmap(draw_rows, (None, 0))(step.key, processed)
     weights = ensemble.weights.T
     votes = jnp.where(jnp.max(processed, axis=-1) > -jnp.inf, weights, 0.0)
-    liking = jnp.take_along_axis(out.logits, tokens.T, axis=1).T
+    liking = jnp.take_along_axis(logits_of(out), tokens.T, axis=1).T
     token = vote(tokens, votes, jnp.where(votes > 0, liking, -jnp.inf))
     possible = jnp.max(jnp.where(weights[:, :, None] > 0, processed, -jnp.inf), axis=0)
-    return append(program, dataclasses.replace(carry, cache=out.cache), live, out.logits, possible, token, step)
+    return append(program, dataclasses.replace(carry, cache=out.cache), live, logits_of(out), possible, token, step)
 
 
-@functools.partial(jax.jit, donate_argnames="carry")
+@partial(jax.jit, donate_argnames="carry")
 def majority_chunk(program: Program, carry: Carry, until: Int32[jax.Array, ""]) -> Carry:
-    """As `decode_chunk`, by `majority_step`. `carry` is donated."""
-
-    def unfinished(loop: tuple[jax.Array, Carry]) -> jax.Array:
-        return (loop[0] < until) & jnp.any(loop[1].finish == FinishReason.RUNNING)
-
-    return jax.lax.while_loop(unfinished, lambda loop: (loop[0] + 1, majority_step(program, loop[1])), (jnp.int32(0), carry))[1]
+    """Generate as `decode_chunk` does, by `majority_step`. `carry` is donated."""
+    return run_steps(lambda carry: majority_step(program, carry), carry, until)
 
 
 def ensemble_model(
-    models: Sequence[Any], batch: int, *, voting: Any = "mean", weights: Any = None, member_edits: Any = None
+    models: Sequence[LanguageModel | ModelHandle],
+    batch: int,
+    *,
+    voting: str = "mean",
+    weights: Weights | None = None,
+    member_edits: Sequence[Edits] | None = None,
 ) -> Ensemble:
-    """One model out of several, for `batch` rows; `decode` and every other loop take it. Arguments as `ensemble_decode`.
+    """Make one model out of several, for `batch` rows; `decode` and every other loop take it.
 
-    With "majority" it is the mean, which `ensemble_decode` votes on.
+    With "majority" it is the mean, which `ensemble_decode` votes on. Arguments as for `ensemble_decode`.
+
+    >>> both = ensemble_model([toy(seed=0), toy(seed=1)], batch=1, voting="product")
+    >>> mx.loops.decode(both, [[1, 2, 3]], 3, None, key=jax.random.key(0), max_new_tokens=4).lengths.tolist()
+    [4]
     """
-    members = tuple(getattr(model, "model", model) for model in models)
+    members = tuple(unwrap(model) for model in models)
     if not members:
         raise expected("models", Verbatim("none"), "at least one model")
     sizes = [model.spec.vocabulary for model in members]
@@ -197,49 +176,30 @@ def ensemble_model(
             "models that share one tokeniser",
             "Let each model generate, score every candidate by every model (mx.loops.score), and mx.loops.select one.",
         )
-    if not isinstance(voting, str) or voting not in VOTING:
-        raise expected("voting", voting, f"one of {', '.join(VOTING)}")
+    check_voting(voting)
     edits = [None] * len(members) if member_edits is None else member_edits
     if not isinstance(edits, Sequence) or len(edits) != len(members):
         raise expected("member_edits", member_edits, f"edits for each of the {len(members)} models, or None")
-    own = tuple(rows.broadcast_rows(compose(edit), batch) for edit in edits)
-    shares = np.broadcast_to(shares_of(weights, len(members), batch), (batch, len(members)))
-    own, shares = jax.device_put((own, np.ascontiguousarray(shares)))
-    return Ensemble(members, own, shares, VOTING[voting])
-
-
-def shares_of(weights: Any, members: int, batch: int | None = None) -> np.ndarray:
-    """float32 [M] or [B, M]: weights that sum to 1; None is equal ones.
-
-    Raises:
-      ArgumentError: another shape, a weight that is negative or not finite, or a row without a positive one.
-    """
-    shapes = [(members,)] + ([] if batch is None else [(batch, members)])
-    wanted = f"{members} numbers >= 0, not all 0" + ("" if batch is None else f", or those for each of {batch} rows")
-    try:
-        array = np.ones(members) if weights is None else np.asarray(weights, np.float64)
-    except (TypeError, ValueError) as error:
-        raise expected("weights", weights, wanted) from error
-    if array.shape not in shapes or not np.isfinite(array).all() or (array < 0).any() or (array.max(-1) <= 0).any():
-        raise expected("weights", weights, wanted)
-    scaled = array / array.max(-1, keepdims=True)  # first, so that the sum of huge ones is finite
-    return (scaled / scaled.sum(-1, keepdims=True)).astype(np.float32)
+    edits_by_member = tuple(rows.broadcast_rows(compose(edit), batch) for edit in edits)
+    shares = np.broadcast_to(normalized(weights, len(members), batch), (batch, len(members)))
+    edits_by_member, shares = jax.device_put((edits_by_member, np.ascontiguousarray(shares)))
+    return Ensemble(members, edits_by_member, shares, VOTING[voting])
 
 
 def ensemble_decode(
-    models: Sequence[Any],
-    prompt_tokens: Int32[np.ndarray, "B S"] | Any,
-    prompt_lengths: Int32[np.ndarray, " B"] | Any,
-    transform: Any,
+    models: Sequence[LanguageModel | ModelHandle],
+    prompt_tokens: Tokens,
+    prompt_lengths: IntPerRow,
+    transform: LogitsTransform | None,
     *,
     voting: str = "majority",
-    weights: Any = None,
-    edits: Any = None,
-    member_edits: Any = None,
+    weights: Weights | None = None,
+    edits: Edits = None,
+    member_edits: Sequence[Edits] | None = None,
     stops: StopTable | None = None,
-    key: jax.Array,
-    max_new_tokens: Any,
-    eos_ids: Any = (),
+    key: RowKeys,
+    max_new_tokens: IntPerRow,
+    eos_ids: TokenIds = (),
     capacity: int | None = None,
     pad_id: int = 0,
 ) -> DecodeResult:
@@ -254,6 +214,11 @@ def ensemble_decode(
     - "product": prod p_m^w_m, renormalised, then the same. What one member with weight holds impossible stays impossible.
 
     `logprobs` are those of the ensemble before any transform: of the product for "product", else of the weighted mean.
+
+    >>> models, greedy = [toy(seed=seed) for seed in range(3)], mx.transforms.temperature(0.0)
+    >>> shared = {"key": jax.random.key(0), "max_new_tokens": 4}
+    >>> ensemble_decode(models, [[1, 2, 3]], 3, greedy, weights=[2, 1, 1], **shared).tokens.tolist()
+    [[2, 9, 3, 2]]
 
     Args:
       models: at least one; the same number of logits in all of them. The first's `spec` is the ensemble's.
@@ -270,9 +235,9 @@ def ensemble_decode(
     Raises:
       ArgumentError: no models, vocabularies that differ, an unknown vote, weights that don't fit, shapes that don't.
     """
-    joined = ensemble_model(models, len(prompt_tokens), voting=voting, weights=weights, member_edits=member_edits)
-    program, carry = start(
-        joined,
+    ensemble = ensemble_model(models, len(prompt_tokens), voting=voting, weights=weights, member_edits=member_edits)
+    inputs = decode_inputs(
+        ensemble,
         prompt_tokens,
         prompt_lengths,
         transform,
@@ -284,11 +249,12 @@ def ensemble_decode(
         capacity=capacity,
         pad_id=pad_id,
     )
+    program, carry = begin(inputs)
     for latest in advance(program, carry, chunk=chunk_of(voting)):
         carry = latest
     return result(carry, pad_id)
 
 
-def chunk_of(voting: str) -> Callable[..., Carry]:
-    """Which chunk `advance` runs an ensemble with; for whoever streams it."""
+def chunk_of(voting: str) -> Callable[[Program, Carry, np.int32], Carry]:
+    """The chunk that `advance` runs an ensemble with, for those who stream it."""
     return majority_chunk if voting == "majority" else decode_chunk

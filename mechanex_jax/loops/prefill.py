@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Hashable
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Int32, Integer
 
 from mechanex_jax import rows
+from mechanex_jax.edits import Edit
+from mechanex_jax.loops.language_model import LanguageModel, ModelCache
 
 PREFILL_CHUNK = 512
 SMALLEST_PREFILL = 16
@@ -34,24 +36,33 @@ def prefill_positions(length: int) -> int:
 
 
 @partial(jax.jit, static_argnames=("batch", "capacity"))
-def _empty(model: Any, batch: int, capacity: int) -> Any:
+def _empty(model: LanguageModel, batch: int, capacity: int) -> ModelCache:
     return model.init_cache(batch, capacity)
 
 
 @partial(jax.jit, donate_argnames="cache")
-def _extend(model: Any, edits: Any, cache: Any, tokens: jax.Array, valid: jax.Array, prompt_lengths: jax.Array) -> Any:
+def _extend(
+    model: LanguageModel,
+    edits: tuple[Edit, ...],
+    cache: ModelCache,
+    tokens: Int32[jax.Array, "B S"],
+    valid: Int32[jax.Array, " B"],
+    prompt_lengths: Int32[jax.Array, " B"],
+) -> ModelCache:
     """Run S prompt tokens, of which row b has `valid[b]`, into the cache."""
     return model.extend(cache, tokens, valid, edits, prompt_lengths=prompt_lengths, logits="none").cache
 
 
 @jax.jit
-def _spread(cache: Any, sources: jax.Array) -> Any:
+def _spread(cache: ModelCache, sources: Int32[jax.Array, " B"]) -> ModelCache:
     """A cache whose row b is row `sources[b]` of this one."""
     return jax.tree.map(lambda leaf: leaf[sources], cache)
 
 
-def _distinct(history: np.ndarray, lengths: np.ndarray, edits: Any) -> tuple[np.ndarray, np.ndarray]:
-    """The rows to prefill, and which of them each row's cache is: rows of one prompt under the same edits share theirs.
+def _distinct(
+    history: Int32[np.ndarray, "B T"], lengths: Integer[np.ndarray, " B"], edits: tuple[Edit, ...] | None
+) -> tuple[Int32[np.ndarray, " R"], Int32[np.ndarray, " B"]]:
+    """R rows to prefill, and which of them each row's cache is: rows of one prompt under the same edits share theirs.
 
     Padded to a power of two; where that saves less than half of the rows, all of them.
     """
@@ -59,7 +70,7 @@ def _distinct(history: np.ndarray, lengths: np.ndarray, edits: Any) -> tuple[np.
     leaves = rows.row_leaves(edits)
     if any(isinstance(leaf, jax.Array) for leaf in leaves):  # on a device: fetching it may cost more than it saves
         return everyone, everyone
-    seen: dict[Any, int] = {}
+    seen: dict[Hashable, int] = {}
     keys = [(lengths[row], history[row].tobytes(), *(leaf[row].tobytes() for leaf in leaves)) for row in everyone]
     source = np.array([seen.setdefault(key, len(seen)) for key in keys], np.int32)
     size = bucket(len(seen), 1)
@@ -79,11 +90,16 @@ def wait(array: jax.Array) -> None:
         raise
 
 
-def prefill(model: Any, edits: tuple[Any, Any], history: Int32[np.ndarray, "B T"], lengths: Int32[np.ndarray, " B"]) -> Any:
-    """The cache of T positions after all but the last token of each prompt.
+def prefill(
+    model: LanguageModel,
+    edits: tuple[tuple[Edit, ...], tuple[Edit, ...]],
+    history: Int32[np.ndarray, "B T"],
+    lengths: Int32[np.ndarray, " B"],
+) -> ModelCache:
+    """Fill a cache of T positions with all but the last token of each prompt.
 
     Args:
-      model: with `init_cache` and `extend`.
+      model: weights, `init_cache` and `extend`.
       edits: broadcast to B rows, as they are on the host and as they are on the device.
       history: the prompts, padded on the right.
       lengths: tokens of each prompt, at least 1.
@@ -92,11 +108,11 @@ def prefill(model: Any, edits: tuple[Any, Any], history: Int32[np.ndarray, "B T"
     (batch, capacity), longest = history.shape, int(lengths.max(initial=1))
     first, source = _distinct(history, lengths, on_host)
     shared = len(first) < batch
-    own = rows.take_rows(on_host, first.tolist(), batch) if shared else on_device
+    edits_of_rows = rows.take_rows(on_host, first.tolist(), batch) if shared else on_device
     cache, at = _empty(model, len(first), capacity), 0
     for size in _chunks(longest - 1):
         valid = np.clip(lengths[first] - 1 - at, 0, size).astype(np.int32)
-        cache = _extend(model, own, cache, history[first, at : at + size], valid, lengths[first])
+        cache = _extend(model, edits_of_rows, cache, history[first, at : at + size], valid, lengths[first])
         wait(jax.tree.leaves(cache)[0])
         at += size
     return _spread(cache, source) if shared else cache

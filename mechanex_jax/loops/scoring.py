@@ -6,31 +6,49 @@ all of them in its own tokens, and log-likelihoods per UTF-8 byte compare across
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int32
+from jaxtyping import Float32, Int32, Integer, Num
 
 from mechanex_jax import rows
-from mechanex_jax.edits import compose
+from mechanex_jax.edits import Edit, Edits, compose
 from mechanex_jax.errors import expected
-from mechanex_jax.loops.ensemble import VOTING, shares_of
+from mechanex_jax.loops.inputs import IntPerRow, Number, Tokens, Whole
+from mechanex_jax.loops.language_model import LanguageModel, ModelCache, ModelHandle, logits_of, unwrap
 from mechanex_jax.loops.prefill import bucket
+from mechanex_jax.loops.voting import Weights, check_voting, normalized
+from mechanex_jax.rows import Array
 
 _LARGEST_CHUNK, _SMALLEST_CHUNK = 512, 8
 _LOGITS = 2**25  # numbers that the logits of one chunk may have: 128 MiB
 
 
+class _Progress(NamedTuple):
+    """A text that is scored up to position `at`."""
+
+    at: Int32[jax.Array, ""]
+    cache: ModelCache
+    total: Float32[jax.Array, " B"]
+
+
 @partial(jax.jit, static_argnames=("capacity", "size"))
 def _score(
-    model: Any, edits: Any, tokens: jax.Array, lengths: jax.Array, prompts: jax.Array, capacity: int, size: int
-) -> jax.Array:
+    model: LanguageModel,
+    edits: tuple[Edit, ...],
+    tokens: Int32[jax.Array, "B S"],
+    lengths: Int32[jax.Array, " B"],
+    prompts: Int32[jax.Array, " B"],
+    capacity: int,
+    size: int,
+) -> Float32[jax.Array, " B"]:
     """In chunks of `size` positions, so that logits of all of them never exist at once."""
 
-    def piece(carry: Any) -> Any:
+    def piece(carry: _Progress) -> _Progress:
         at, cache, total = carry
         here = jax.lax.dynamic_slice_in_dim(tokens, at, size, axis=1)
         following = jax.lax.dynamic_slice_in_dim(tokens, at + 1, size, axis=1)
@@ -39,30 +57,34 @@ def _score(
         target = at + 1 + jnp.arange(size, dtype=jnp.int32)
         counts = (target >= prompts[:, None]) & (target < lengths[:, None])
         out = model.extend(cache, here, valid, edits, prompt_lengths=prompts, logits="all")
-        found = jnp.take_along_axis(out.logits, following[:, :, None], axis=2)[:, :, 0]
-        log_p = found - jax.nn.logsumexp(out.logits, axis=-1)
-        return at + size, out.cache, total + jnp.sum(jnp.where(counts, log_p, 0.0), axis=1)
+        logits = logits_of(out)
+        chosen = jnp.take_along_axis(logits, following[:, :, None], axis=2)[:, :, 0]
+        log_p = chosen - jax.nn.logsumexp(logits, axis=-1)
+        return _Progress(at + size, out.cache, total + jnp.sum(jnp.where(counts, log_p, 0.0), axis=1))
 
     batch = tokens.shape[0]
-    begun = (jnp.int32(0), model.init_cache(batch, capacity), jnp.zeros(batch, jnp.float32))
-    return jax.lax.while_loop(lambda carry: carry[0] < jnp.max(lengths) - 1, piece, begun)[2]
+    begin = _Progress(jnp.int32(0), model.init_cache(batch, capacity), jnp.zeros(batch, jnp.float32))
+    return jax.lax.while_loop(lambda carry: carry.at < jnp.max(lengths) - 1, piece, begin).total
 
 
 def score(
-    model: Any,
-    tokens: Int32[np.ndarray, "B S"] | Any,
-    lengths: Int32[np.ndarray, " B"] | Any,
-    prompt_lengths: Int32[np.ndarray, " B"] | Any,
+    model: LanguageModel | ModelHandle,
+    tokens: Tokens,
+    lengths: IntPerRow,
+    prompt_lengths: IntPerRow,
     *,
-    edits: Any = None,
+    edits: Edits = None,
 ) -> Float32[np.ndarray, " B"]:
-    """The log-likelihood of each row's tokens after its prompt: the sum of ln p(token | all tokens before it).
+    """Sum ln p(token | all tokens before it) over each row's tokens after its prompt: their log-likelihood.
+
+    >>> [f"{value:.2f}" for value in score(toy(), [[1, 2, 3, 4], [1, 2, 5, 0]], lengths=[4, 3], prompt_lengths=2)]
+    ['-18.84', '-11.73']
 
     Args:
       model: as `decode` takes it, or what `mx.load` returns.
-      tokens: int32 [B, S], prompt and continuation, padded on the right.
-      lengths: int32 [B], real tokens of each row.
-      prompt_lengths: int32 [B], at least 1; a row with as many tokens as its prompt scores 0.
+      tokens: whole numbers [B, S], prompt and continuation, padded on the right.
+      lengths: whole numbers [B], real tokens of each row, or one for all rows.
+      prompt_lengths: whole numbers [B], at least 1, or one for all rows; a row with as many tokens as its prompt scores 0.
       edits: an Edit or several, applied to the model's activations.
 
     Returns:
@@ -71,7 +93,7 @@ def score(
     Raises:
       ArgumentError: shapes that don't fit each other.
     """
-    model = getattr(model, "model", model)
+    model = unwrap(model)
     ids = np.asarray(tokens, np.int32)
     if ids.ndim != 2 or not ids.size:
         raise expected("tokens", ids.shape, "two axes [B, S], neither empty")
@@ -86,16 +108,25 @@ def score(
     size = min(positions, _LARGEST_CHUNK, 1 << (affordable.bit_length() - 1))
     padded = np.zeros((batch, positions + 1), np.int32)
     padded[:, : min(longest, positions + 1)] = ids[:, : positions + 1]
-    rows_of = jax.device_put(rows.broadcast_rows(compose(edits), batch))
-    return np.asarray(_score(model, rows_of, padded, real, prompts, positions, size))
+    edits_of_rows = jax.device_put(rows.broadcast_rows(compose(edits), batch))
+    return np.asarray(_score(model, edits_of_rows, padded, real, prompts, positions, size))
 
 
-def select(loglikelihoods: Any, byte_lengths: Any, *, voting: str = "majority", weights: Any = None) -> int:
-    """Which candidate text several models prefer, by log-likelihood per UTF-8 byte.
+def select(
+    loglikelihoods: Num[Array, "M C"] | Sequence[Sequence[Number]],
+    byte_lengths: Integer[Array, " C"] | Sequence[Whole],
+    *,
+    voting: str = "majority",
+    weights: Weights | None = None,
+) -> int:
+    """Choose the candidate text that several models prefer, by log-likelihood per UTF-8 byte.
 
     "mean" and "product" choose the highest weighted arithmetic and geometric mean of the models' likelihoods per byte. With
     "majority" every model votes for its likeliest candidate (the first of equals), and the mean breaks ties. What is equal
     after that: the first candidate.
+
+    >>> select([[-9.0, -4.0], [-6.0, -5.0]], byte_lengths=[6, 2])  # per byte, both models prefer the first
+    0
 
     Args:
       loglikelihoods: float [M, C], of candidate c under model m, in nats, as `score` gives it: of the continuation alone, in
@@ -111,9 +142,8 @@ def select(loglikelihoods: Any, byte_lengths: Any, *, voting: str = "majority", 
         raise expected("loglikelihoods", loglikelihoods, "numbers [M, C], at least one candidate")
     if sizes.shape != likelihoods.shape[1:] or not np.issubdtype(sizes.dtype, np.integer) or (sizes < 0).any():
         raise expected("byte_lengths", byte_lengths, f"{likelihoods.shape[1]} whole numbers >= 0, one for each candidate")
-    if not isinstance(voting, str) or voting not in VOTING:
-        raise expected("voting", voting, f"one of {', '.join(VOTING)}")
-    shares = shares_of(weights, len(likelihoods)).astype(np.float64)
+    check_voting(voting)
+    shares = normalized(weights, len(likelihoods)).astype(np.float64)
     per_byte = likelihoods / np.maximum(sizes, 1)
     heard = shares > 0
     means = {

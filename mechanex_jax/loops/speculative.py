@@ -13,31 +13,39 @@ import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar, Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Float, Float32, Int32, Int64, Key, PyTree
 
 from mechanex_jax import rows
+from mechanex_jax.edits import Edits
 from mechanex_jax.errors import expected
-from mechanex_jax.loops import autoregressive
-from mechanex_jax.loops.autoregressive import Carry, DecodeResult, FinishReason, Program, append, decode_chunk, standing
+from mechanex_jax.loops.carry import Carry, DecodeResult, FinishReason, Program, begin, result
+from mechanex_jax.loops.chunks import running
 from mechanex_jax.loops.draft_length import MAX_DRAFTED, DraftLengthController
 from mechanex_jax.loops.drafters import Drafter, Proposal
+from mechanex_jax.loops.inputs import IntPerRow, RowKeys, SharedArguments, TokenIds, Tokens, decode_inputs
+from mechanex_jax.loops.language_model import LanguageModel, logits_of
+from mechanex_jax.loops.step import append, current_step, decode_chunk, decode_step, run_steps
 from mechanex_jax.loops.stop_strings import StopTable
+from mechanex_jax.transforms import LogitsTransform
 from mechanex_jax.transforms.base import apply_rows
 from mechanex_jax.transforms.draw import draw_rows
 
 _ACCEPT = 0x0ACCE7  # sets the random numbers of acceptance apart from those of the draw
 
 
+DraftT = TypeVar("DraftT")
+
+
 class SpeculativeProgram(NamedTuple):
-    """What does not change while a batch decodes."""
+    """The part of the loop that stays the same while a batch decodes."""
 
     target: Program
-    drafter: Any
+    drafter: Drafter
 
 
 @jax.tree_util.register_dataclass
@@ -46,80 +54,102 @@ class SpeculativeCarry:
     """All that a batch needs to go on; B in front of every leaf.
 
     Attributes:
-      base: as plain decoding has it, so that plain chunks may come in between.
+      base: the carry of plain decoding, so that plain chunks may come in between.
       draft: the drafter's state.
-      rounds: int32 [B], calls of the target in which the row was running, plain steps included.
-      verified: int32 [B], of these, those that were no plain steps.
-      proposed: int32 [B], rounds in which it had a proposal.
-      drafted: int32 [B], tokens proposed.
-      tested: int32 [B], of these, those that the target came to: all before the first one refused, and that one.
-      accepted: int32 [B], of these, those kept.
+      rounds: calls of the target in which the row was running, plain steps included.
+      verified: of these, those that were no plain steps.
+      proposed: rounds in which it had a proposal.
+      drafted: tokens proposed.
+      tested: of these, those that the target came to: all before the first one refused, and that one.
+      accepted: of these, those kept.
     """
 
     base: Carry
-    draft: Any
-    rounds: jax.Array
-    verified: jax.Array
-    proposed: jax.Array
-    drafted: jax.Array
-    tested: jax.Array
-    accepted: jax.Array
+    draft: PyTree
+    rounds: Int32[jax.Array, " B"]
+    verified: Int32[jax.Array, " B"]
+    proposed: Int32[jax.Array, " B"]
+    drafted: Int32[jax.Array, " B"]
+    tested: Int32[jax.Array, " B"]
+    accepted: Int32[jax.Array, " B"]
 
     @property
-    def finish(self) -> jax.Array:
+    def finish(self) -> Int32[jax.Array, " B"]:
+        """A `FinishReason` per row."""
         return self.base.finish
 
 
 class SpeculationStats(NamedTuple):
-    """What speculation did, per row, on the host; int64 [B] each, see `SpeculativeCarry`."""
+    """Counts of what speculation did, per row, on the host; see `SpeculativeCarry`."""
 
-    tokens: np.ndarray
-    rounds: np.ndarray
-    verified: np.ndarray
-    drafted: np.ndarray
-    tested: np.ndarray
-    accepted: np.ndarray
+    tokens: Int64[np.ndarray, " B"]
+    rounds: Int64[np.ndarray, " B"]
+    verified: Int64[np.ndarray, " B"]
+    drafted: Int64[np.ndarray, " B"]
+    tested: Int64[np.ndarray, " B"]
+    accepted: Int64[np.ndarray, " B"]
 
     @property
-    def acceptance_rate(self) -> np.ndarray:
-        """float64 [B], the share of tested proposals that were kept: an estimate of sum min(p, q). NaN if none was tested."""
+    def acceptance_rate(self) -> Float[np.ndarray, " B"]:
+        """The share of tested proposals that were kept: an estimate of sum min(p, q). NaN if none was tested."""
         return _quotient(self.accepted, self.tested)
 
     @property
-    def tokens_per_round(self) -> np.ndarray:
-        """float64 [B], tokens for each call of the target: 1 is plain decoding. NaN if there was none."""
+    def tokens_per_round(self) -> Float[np.ndarray, " B"]:
+        """Tokens for each call of the target: 1 is plain decoding. NaN if there was none."""
         return _quotient(self.tokens, self.rounds)
 
 
-def _quotient(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _quotient(a: Int64[np.ndarray, " B"], b: Int64[np.ndarray, " B"]) -> Float[np.ndarray, " B"]:
     return np.where(b > 0, a / np.maximum(b, 1), np.nan)
 
 
-def _residual(p: jax.Array, q: jax.Array) -> jax.Array:
+def _residual(p: Float32[jax.Array, "B V"], q: Float32[jax.Array, "B V"]) -> Float32[jax.Array, "B V"]:
     """Logits of norm(max(0, p - q)), from the logits of p and q. Where rounding leaves nothing of it: those of p."""
     rest = jnp.maximum(jax.nn.softmax(p) - jax.nn.softmax(q), 0.0)
     return jnp.where(jnp.any(rest > 0, axis=-1, keepdims=True), jnp.log(rest), p)
 
 
-def _choose(keys: jax.Array, p: jax.Array, proposed: jax.Array, q: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+def _choose(
+    keys: Key[jax.Array, " B"],
+    p: Float32[jax.Array, "B V"],
+    proposed: Int32[jax.Array, " B"],
+    q: Float32[jax.Array, "B V"] | None,
+) -> tuple[Int32[jax.Array, " B"], Bool[jax.Array, " B"]]:
     """A token from p for every row, and whether it is the one proposed.
 
     Args:
-      p: float32 [B, V], the target's logits after the transform.
-      proposed: int32 [B], -1 for none.
-      q: float32 [B, V], the logits `proposed` was drawn from. None if it was not drawn: then to take it with probability p(x),
-        and else draw from p without x, is to draw from p and see whether that is x.
+      p: the target's logits after the transform.
+      proposed: -1 for none.
+      q: the logits `proposed` was drawn from. None if it was not drawn: then to take it with probability p(x), and else draw
+        from p without x, is to draw from p and see whether that is x.
     """
     if q is None:
         token = draw_rows(keys, p)
         return token, token == proposed
-    some = proposed >= 0
+    exists = proposed >= 0
     at = jnp.maximum(proposed, 0)[:, None]
-    own, others = (jnp.take_along_axis(logits, at, axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1) for logits in (p, q))
+    log_p, log_q = (jnp.take_along_axis(logits, at, axis=1)[:, 0] - jax.nn.logsumexp(logits, axis=-1) for logits in (p, q))
     uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, _ACCEPT)))(keys)
-    accept = some & (jnp.log(uniform) < own - others)
-    other = draw_rows(keys, jnp.where(some[:, None], _residual(p, q), p))
+    accept = exists & (jnp.log(uniform) < log_p - log_q)
+    other = draw_rows(keys, jnp.where(exists[:, None], _residual(p, q), p))
     return jnp.where(accept, proposed, other), accept
+
+
+class _NoCache(NamedTuple):
+    """Stands for the cache in a carry that travels without one; it has no leaves."""
+
+    lengths: None = None
+
+
+class _Verification(NamedTuple):
+    """A walk over the positions that the target has read: `on` are the rows that have refused nothing so far."""
+
+    index: Int32[jax.Array, ""]
+    on: Bool[jax.Array, " B"]
+    base: Carry
+    tested: Int32[jax.Array, " B"]
+    accepted: Int32[jax.Array, " B"]
 
 
 def _verify(program: SpeculativeProgram, carry: SpeculativeCarry, proposal: Proposal) -> SpeculativeCarry:
@@ -143,13 +173,13 @@ def _verify(program: SpeculativeProgram, carry: SpeculativeCarry, proposal: Prop
     # A column of "none" behind the last proposal: the token after it is the target's own.
     proposals = jnp.pad(proposal.tokens, ((0, 0), (0, 1)), constant_values=-1)
 
-    def position(loop: Any) -> Any:
+    def position(loop: _Verification) -> _Verification:
         index, on, base, tested, accepted = loop
         pick = partial(jax.lax.dynamic_index_in_dim, index=index, axis=1, keepdims=False)
-        raw, proposed = pick(out.logits), pick(proposals)
+        raw, proposed = pick(logits_of(out)), pick(proposals)
         # Behind the last proposal there is no q; what is read instead is not used.
         q = None if proposal.logits is None else pick(proposal.logits)
-        step = standing(base)
+        step = current_step(base)
         logits = apply_rows(transform, base.transform_state, raw, step)
         token, accept = _choose(step.key, logits, proposed, q)
         before = base.generated
@@ -157,12 +187,12 @@ def _verify(program: SpeculativeProgram, carry: SpeculativeCarry, proposal: Prop
         accept &= base.generated > before
         tested += (on & (proposed >= 0)).astype(jnp.int32)
         accepted += accept.astype(jnp.int32)
-        return index + 1, accept & (base.finish == FinishReason.RUNNING), base, tested, accepted
+        return _Verification(index + 1, accept & (base.finish == FinishReason.RUNNING), base, tested, accepted)
 
     # The cache stays outside of the loop, which neither reads nor writes it.
-    loop = (jnp.int32(0), live, dataclasses.replace(base, cache=()), carry.tested, carry.accepted)
-    loop = jax.lax.while_loop(lambda loop: (loop[0] <= steps) & jnp.any(loop[1]), position, loop)
-    _, _, following, tested, accepted = loop
+    loop = _Verification(jnp.int32(0), live, dataclasses.replace(base, cache=_NoCache()), carry.tested, carry.accepted)
+    loop = jax.lax.while_loop(lambda loop: (loop.index <= steps) & jnp.any(loop.on), position, loop)
+    following, tested, accepted = loop.base, loop.tested, loop.accepted
     kept = following.generated - base.generated
     cache = dataclasses.replace(out.cache, lengths=base.cache.lengths + kept)
     following = dataclasses.replace(following, cache=cache)
@@ -188,42 +218,42 @@ def _round(program: SpeculativeProgram, carry: SpeculativeCarry, steps: int) -> 
 
     def plain(carry: SpeculativeCarry) -> SpeculativeCarry:
         live = carry.base.finish == FinishReason.RUNNING
-        return dataclasses.replace(
-            carry, base=autoregressive.decode_step(target, carry.base), rounds=carry.rounds + live.astype(jnp.int32)
-        )
+        return dataclasses.replace(carry, base=decode_step(target, carry.base), rounds=carry.rounds + live.astype(jnp.int32))
 
-    some = jnp.any(proposal.tokens[:, 0] >= 0)
-    return _when(some, lambda carry: _verify(program, carry, proposal), _when(~some, plain, carry))
+    proposed = jnp.any(proposal.tokens[:, 0] >= 0)
+    return _when(proposed, lambda carry: _verify(program, carry, proposal), _when(~proposed, plain, carry))
 
 
-def _when(wanted: jax.Array, act: Callable[[SpeculativeCarry], SpeculativeCarry], carry: SpeculativeCarry) -> SpeculativeCarry:
+def _when(
+    flag: Bool[jax.Array, ""], act: Callable[[SpeculativeCarry], SpeculativeCarry], carry: SpeculativeCarry
+) -> SpeculativeCarry:
     """act(carry) or carry: a loop of one turn at most, since XLA's CPU backend would copy the cache through a `lax.cond`."""
-    return jax.lax.while_loop(lambda loop: loop[0], lambda loop: (jnp.zeros_like(wanted), act(loop[1])), (wanted, carry))[1]
+    return jax.lax.while_loop(lambda loop: loop[0], lambda loop: (jnp.zeros_like(flag), act(loop[1])), (flag, carry))[1]
 
 
 @partial(jax.jit, static_argnames="steps", donate_argnames="carry")
 def speculative_chunk(
     program: SpeculativeProgram, carry: SpeculativeCarry, until: Int32[jax.Array, ""], steps: int
 ) -> SpeculativeCarry:
-    """At most `until` rounds of `steps` drafted tokens; fewer once all rows have finished. `carry` is donated."""
+    """Run at most `until` rounds of `steps` drafted tokens; fewer once all rows have finished. `carry` is donated.
 
-    def unfinished(loop: tuple[jax.Array, SpeculativeCarry]) -> jax.Array:
-        return (loop[0] < until) & jnp.any(loop[1].finish == FinishReason.RUNNING)
-
-    def body(loop: tuple[jax.Array, SpeculativeCarry]) -> tuple[jax.Array, SpeculativeCarry]:
-        return loop[0] + 1, _round(program, loop[1], steps)
-
-    return jax.lax.while_loop(unfinished, body, (jnp.int32(0), carry))[1]
+    >>> shared = {"key": jax.random.key(0), "max_new_tokens": 12}
+    >>> program, carry = speculative_start(toy(), [[1, 2, 3]], 3, None, drafter=mx.loops.prompt_lookup(), **shared)
+    >>> speculative_chunk(program, carry, np.int32(2), 4).rounds.tolist()
+    [2]
+    """
+    return run_steps(lambda carry: _round(program, carry, steps), carry, until)
 
 
 @partial(jax.jit, donate_argnames="state")
-def _follow(drafter: Any, state: Any, base: Carry) -> Any:
+def _follow(drafter: Drafter[DraftT], state: DraftT, base: Carry) -> DraftT:
     return drafter.follow(state, base)
 
 
 # As in plain decoding, unused inputs are kept so that all outputs are committed to their device, or chunks compile twice.
 @partial(jax.jit, keep_unused=True)
-def _begin(drafter: Any, base: Carry) -> Any:
+def _draft_state(drafter: Drafter[DraftT], base: Carry) -> tuple[DraftT, tuple[Int32[jax.Array, " B"], ...]]:
+    """The drafter's state after the prompts, and zeros to count from."""
     zeros = tuple(jnp.zeros_like(base.generated) for _ in range(6))
     return drafter.follow(drafter.init(base), base), zeros
 
@@ -234,16 +264,28 @@ def _chunk(program: SpeculativeProgram, carry: SpeculativeCarry, until: int, ste
         return speculative_chunk(program, carry, np.int32(until), steps)
     before = np.asarray(carry.base.generated)
     base = decode_chunk(program.target, carry.base, np.int32(until))
-    autoregressive.running(base)
+    running(base)
     rounds = jax.device_put(np.asarray(carry.rounds) + np.asarray(base.generated) - before, carry.rounds.sharding)
     draft = _follow(program.drafter, carry.draft, base) if jax.tree.leaves(carry.draft) else carry.draft
     return dataclasses.replace(carry, base=base, rounds=rounds, draft=draft)
 
 
 def speculative_start(
-    model: Any, prompt_tokens: Any, prompt_lengths: Any, transform: Any, *, drafter: Drafter | Any, **arguments: Any
+    model: LanguageModel,
+    prompt_tokens: Tokens,
+    prompt_lengths: IntPerRow,
+    transform: LogitsTransform | None,
+    *,
+    drafter: Drafter,
+    **arguments: Unpack[SharedArguments],
 ) -> tuple[SpeculativeProgram, SpeculativeCarry]:
-    """Prefill target and draft. Arguments as for `speculative_decode`."""
+    """Prefill target and draft. Arguments as for `speculative_decode`.
+
+    >>> shared = {"key": jax.random.key(0), "max_new_tokens": 12}
+    >>> program, carry = speculative_start(toy(), [[1, 2, 3]], 3, None, drafter=mx.loops.prompt_lookup(), **shared)
+    >>> carry.rounds.tolist()
+    [0]
+    """
     if not (rows.is_row_tree(drafter) and isinstance(drafter, Drafter)):
         raise expected("drafter", drafter, "a Drafter", "Make one with model_drafter(model) or prompt_lookup().")
     draft_size = getattr(getattr(getattr(drafter, "model", None), "spec", None), "vocabulary", None)
@@ -253,9 +295,9 @@ def speculative_start(
             "drafter", f"a vocabulary of {draft_size}", f"the target's, of {size}", "Draft with a model of its family."
         )
     arguments.setdefault("spare", MAX_DRAFTED)
-    target, base = autoregressive.start(model, prompt_tokens, prompt_lengths, transform, **arguments)
+    target, base = begin(decode_inputs(model, prompt_tokens, prompt_lengths, transform, **arguments))
     drafter = jax.device_put(rows.broadcast_rows(drafter, len(base.finish)))
-    draft, zeros = _begin(drafter, base)
+    draft, zeros = _draft_state(drafter, base)
     return SpeculativeProgram(target, drafter), SpeculativeCarry(base, draft, *zeros)
 
 
@@ -264,18 +306,23 @@ def speculative_advance(
 ) -> Iterator[SpeculativeCarry]:
     """Run to the end in chunks of about a quarter of a second, yielding the carry after each.
 
+    >>> shared = {"key": jax.random.key(0), "max_new_tokens": 12}
+    >>> program, carry = speculative_start(toy(), [[1, 2, 3]], 3, None, drafter=mx.loops.prompt_lookup(), **shared)
+    >>> [carry.base.generated.tolist() for carry in speculative_advance(program, carry, DraftLengthController(4))][-1]
+    [12]
+
     Args:
       controller: chooses how many tokens each chunk drafts, and is told what it cost and brought.
     """
     controller.begin()
     before = _counts(carry)
-    while autoregressive.running(carry):
+    while running(carry):
         live = int(np.sum(np.asarray(carry.finish) == FinishReason.RUNNING))
         steps, until = controller.choose(live)
-        begun = time.perf_counter()
+        started = time.perf_counter()
         carry = _chunk(_priced(program, controller.price(steps)), carry, until, steps)
-        autoregressive.running(carry)
-        seconds = time.perf_counter() - begun
+        running(carry)
+        seconds = time.perf_counter() - started
         after = _counts(carry)
         new = after - before
         before = after
@@ -286,38 +333,44 @@ def speculative_advance(
 
 def _priced(program: SpeculativeProgram, price: float) -> SpeculativeProgram:
     """Tell a drafter that asks, by a row field `price`, how many tokens a proposal must bring for verifying it to pay."""
-    asked = getattr(program.drafter, "price", None)
-    if asked is None:
+    field = getattr(program.drafter, "price", None)
+    if field is None:
         return program
-    prices = jax.device_put(np.full(asked.shape, price, np.float32), asked.sharding)
-    return program._replace(drafter=dataclasses.replace(program.drafter, price=prices))
+    prices = jax.device_put(np.full(field.shape, price, np.float32), field.sharding)
+    return program._replace(drafter=dataclasses.replace(program.drafter, price=prices))  # pyright: ignore[reportArgumentType]
 
 
-def _counts(carry: SpeculativeCarry) -> np.ndarray:
+def _counts(carry: SpeculativeCarry) -> Int32[np.ndarray, "5 B"]:
     return np.stack(jax.device_get((carry.rounds, carry.verified, carry.proposed, carry.tested, carry.accepted)))
 
 
 def speculative_stats(carry: SpeculativeCarry) -> SpeculationStats:
-    """What has been done so far."""
+    """Count what has been done so far.
+
+    >>> shared = {"key": jax.random.key(0), "max_new_tokens": 12}
+    >>> program, carry = speculative_start(toy(), [[1, 2, 3]], 3, None, drafter=mx.loops.prompt_lookup(), **shared)
+    >>> speculative_stats(speculative_chunk(program, carry, np.int32(99), 4)).tokens.tolist()
+    [12]
+    """
     counts = (carry.base.generated, carry.rounds, carry.verified, carry.drafted, carry.tested, carry.accepted)
     return SpeculationStats(*(np.asarray(count, np.int64) for count in jax.device_get(counts)))
 
 
 def speculative_decode(
-    model: Any,
-    prompt_tokens: Int32[np.ndarray, "B S"] | Any,
-    prompt_lengths: Int32[np.ndarray, " B"] | Any,
-    transform: Any,
+    model: LanguageModel,
+    prompt_tokens: Tokens,
+    prompt_lengths: IntPerRow,
+    transform: LogitsTransform | None,
     *,
-    drafter: Drafter | Any,
+    drafter: Drafter,
     steps: int = 4,
     adaptive: bool = True,
     draft_length: DraftLengthController | None = None,
-    edits: Any = None,
+    edits: Edits = None,
     stops: StopTable | None = None,
-    key: jax.Array,
-    max_new_tokens: Any,
-    eos_ids: Any = (),
+    key: RowKeys,
+    max_new_tokens: IntPerRow,
+    eos_ids: TokenIds = (),
     capacity: int | None = None,
     pad_id: int = 0,
 ) -> tuple[DecodeResult, SpeculationStats]:
@@ -331,6 +384,12 @@ def speculative_decode(
 
     A row's random numbers depend on its key and on the token's index only. Every number of drafted tokens in use compiles one
     loop more, at most four; 0 uses that of `decode`.
+
+    >>> greedy, shared = mx.transforms.temperature(0.0), {"key": jax.random.key(0), "max_new_tokens": 12}
+    >>> drafter = mx.loops.prompt_lookup()
+    >>> out, stats = speculative_decode(toy(), [[1, 2, 3]], 3, greedy, drafter=drafter, **shared)
+    >>> bool((out.tokens == mx.loops.decode(toy(), [[1, 2, 3]], 3, greedy, **shared).tokens).all())
+    True
 
     Args:
       drafter: from `model_drafter` or `prompt_lookup`, or one's own `Drafter`.
@@ -365,4 +424,4 @@ def speculative_decode(
     )
     for latest in speculative_advance(program, carry, controller):
         carry = latest
-    return autoregressive.result(carry.base, pad_id), speculative_stats(carry)
+    return result(carry.base, pad_id), speculative_stats(carry)

@@ -8,32 +8,35 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int32, UInt8
 
 from mechanex_jax import rows
+from mechanex_jax.rows import Array
 
 IDLE, HIT = 0, 1  # the states of a row without stop strings, and of one that has found its own
 
 
 @rows.row_tree
 class StopTable:
-    """Attributes:
-    root: int32 [], the row's first state.
-    next_state: int32 [N, 256], shared; row `HIT` leads to itself.
-    offsets: int32 [V + 1], shared; token t is `data[offsets[t] : offsets[t + 1]]`.
-    data: uint8 [...], shared; the bytes of all tokens.
+    """An automaton over bytes that watches each row's tokens for its stop strings. Made by `stop_table`.
+
+    Attributes:
+      root: each row's first state.
+      next_state: shared by all rows, for each of A states and each byte; state `HIT` leads to itself.
+      offsets: shared, V + 1 of them; token t is `data[offsets[t] : offsets[t + 1]]`.
+      data: shared, the bytes of all tokens.
     """
 
-    root: Any = rows.row(0, jnp.int32)
-    next_state: Any = rows.shared()
-    offsets: Any = rows.shared()
-    data: Any = rows.shared()
+    root: Int32[Array, " B"] = rows.row(0, jnp.int32)
+    next_state: Int32[Array, "A 256"] = rows.shared()
+    offsets: Int32[Array, " V1"] = rows.shared()
+    data: UInt8[Array, " Bytes"] = rows.shared()
 
-    def advance(self, state: jax.Array, token: jax.Array) -> jax.Array:
+    def advance(self, state: Int32[jax.Array, ""], token: Int32[jax.Array, ""]) -> Int32[jax.Array, ""]:
         """One row's state after the bytes of `token`."""
         return jax.lax.fori_loop(
             self.offsets[token],
@@ -42,12 +45,12 @@ class StopTable:
             state,
         )
 
-    def advance_rows(self, states: jax.Array, tokens: jax.Array) -> jax.Array:
-        """int32 [B] -> int32 [B]."""
+    def advance_rows(self, states: Int32[jax.Array, " B"], tokens: Int32[jax.Array, " B"]) -> Int32[jax.Array, " B"]:
+        """Every row's state after the bytes of its token."""
         return jax.vmap(lambda table, s, t: table.advance(s, t), in_axes=(rows.row_axes(self), 0, 0))(self, states, tokens)
 
 
-def _machine(strings: Sequence[bytes], base: int) -> np.ndarray:
+def _aho_corasick(strings: Sequence[bytes], base: int) -> Int32[np.ndarray, "A 256"]:
     """The transition table of one set of strings, its states numbered from `base`."""
     children: list[dict[int, int]] = [{}]
     final = [False]
@@ -74,13 +77,22 @@ def _machine(strings: Sequence[bytes], base: int) -> np.ndarray:
     return np.where(np.asarray(final)[table], HIT, table + base).astype(np.int32)
 
 
-def stop_table(stops: Sequence[Sequence[str]], offsets: np.ndarray | jax.Array, data: np.ndarray | jax.Array) -> StopTable:
-    """A table for B rows.
+def stop_table(
+    stops: Sequence[Sequence[str]],
+    offsets: Int32[Array, " V1"],
+    data: UInt8[Array, " Bytes"],
+) -> StopTable:
+    """Compile the stop strings of B rows.
+
+    >>> words = [b"a", b"b", b"ab"]
+    >>> offsets, data = np.array([0, 1, 2, 4], np.int32), np.frombuffer(b"".join(words), np.uint8)
+    >>> stop_table([["ba"], []], offsets, data).next_state.shape
+    (64, 256)
 
     Args:
       stops: for each row its stop strings; none is an empty sequence. No string may be empty.
-      offsets: int32 [V + 1] into `data`.
-      data: uint8, the tokens' bytes one behind the other.
+      offsets: V + 1 places in `data`: where each token begins, and the last one ends.
+      data: the tokens' bytes one behind the other.
     """
     parts = [np.zeros((1, 256), np.int32) + IDLE, np.zeros((1, 256), np.int32) + HIT]
     roots: dict[tuple[bytes, ...], int] = {(): IDLE}
@@ -89,7 +101,7 @@ def stop_table(stops: Sequence[Sequence[str]], offsets: np.ndarray | jax.Array, 
     for row in stops:
         strings = tuple(sorted({string.encode() for string in row}))
         if strings not in roots:
-            part = _machine(strings, size)
+            part = _aho_corasick(strings, size)
             roots[strings] = size
             parts.append(part)
             size += len(part)

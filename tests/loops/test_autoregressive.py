@@ -11,7 +11,7 @@ from toys import log_softmax, toy, toy_logits
 
 import mechanex_jax as mx
 from mechanex_jax import rows
-from mechanex_jax.loops import FinishReason, autoregressive, decode, prefill, stop_table
+from mechanex_jax.loops import FinishReason, decode, decode_chunk, prefill, result, start, stop_table
 from mechanex_jax.transforms import Step
 
 MODEL = toy()
@@ -75,20 +75,20 @@ def test_padding_of_prompts_never_counts():
 
 @pytest.mark.parametrize("pieces", [[1] * 12, [5, 7], [3, 3, 3, 3], [11, 1]])
 def test_the_same_tokens_however_the_loop_is_cut_into_chunks(pieces):
-    program, carry = autoregressive.start(MODEL, PROMPTS, LENGTHS, SAMPLED, key=KEY, max_new_tokens=12, eos_ids=[4], stops=None)
+    program, carry = start(MODEL, PROMPTS, LENGTHS, SAMPLED, key=KEY, max_new_tokens=12, eos_ids=[4], stops=None)
     for until in pieces:
-        carry = autoregressive.decode_chunk(program, carry, np.int32(until))
-    same(autoregressive.result(carry), run(SAMPLED, eos_ids=[4]))
+        carry = decode_chunk(program, carry, np.int32(until))
+    same(result(carry), run(SAMPLED, eos_ids=[4]))
 
 
 def test_a_row_taken_out_goes_on_in_another_batch_as_if_nothing_had_happened():
     arguments = {"key": KEY, "max_new_tokens": 12}
-    program, carry = autoregressive.start(MODEL, PROMPTS, LENGTHS, SAMPLED, **arguments)
-    carry = autoregressive.decode_chunk(program, carry, np.int32(4))
+    program, carry = start(MODEL, PROMPTS, LENGTHS, SAMPLED, **arguments)
+    carry = decode_chunk(program, carry, np.int32(4))
     moved = jax.tree.map(lambda leaf: jnp.stack([leaf[2], leaf[0]]), carry)  # every leaf has its rows in front
-    program, _ = autoregressive.start(MODEL, PROMPTS[:2], LENGTHS[:2], SAMPLED, **arguments)
-    moved = autoregressive.decode_chunk(program, moved, np.int32(12))
-    np.testing.assert_array_equal(autoregressive.result(moved).tokens, run(SAMPLED).tokens[[2, 0]])
+    program, _ = start(MODEL, PROMPTS[:2], LENGTHS[:2], SAMPLED, **arguments)
+    moved = decode_chunk(program, moved, np.int32(12))
+    np.testing.assert_array_equal(result(moved).tokens, run(SAMPLED).tokens[[2, 0]])
 
 
 def test_end_of_sequence_is_kept_counted_and_followed_by_padding():
@@ -149,11 +149,11 @@ class Witness:
 
 
 def test_transforms_see_every_token_once_and_finished_rows_freeze():
-    program, carry = autoregressive.start(
+    program, carry = start(
         MODEL, PROMPTS, LENGTHS, mx.transforms.chain(SAMPLED, Witness(16)), key=KEY, max_new_tokens=[4, 12, 0, 7]
     )
-    carry = autoregressive.decode_chunk(program, carry, np.int32(100))
-    out, state = autoregressive.result(carry), carry.transform_state[-1]
+    carry = decode_chunk(program, carry, np.int32(100))
+    out, state = result(carry), carry.transform_state[-1]
     assert state["calls"].tolist() == [4, 12, 0, 7]
     assert state["prompt"].tolist() == [sum(PROMPTS[r, :n]) for r, n in enumerate(LENGTHS)]
     for row, limit in enumerate([4, 12, 0, 7]):
@@ -243,14 +243,14 @@ def test_other_values_never_recompile(compilations):
 
 
 def test_a_new_prompt_bucket_compiles_its_prefill_and_nothing_else(compilations):
-    program, carry = autoregressive.start(MODEL, PROMPTS, LENGTHS, GREEDY, key=KEY, max_new_tokens=9)
-    autoregressive.decode_chunk(program, carry, np.int32(9))
+    program, carry = start(MODEL, PROMPTS, LENGTHS, GREEDY, key=KEY, max_new_tokens=9)
+    decode_chunk(program, carry, np.int32(9))
 
     prompts = np.ones((4, 90), np.int32) * np.arange(1, 5, dtype=np.int32)[:, None]
 
     def longer():
-        program, carry = autoregressive.start(MODEL, prompts, [90] * 4, GREEDY, key=KEY, max_new_tokens=9)
-        jax.block_until_ready(autoregressive.decode_chunk(program, carry, np.int32(9)))
+        program, carry = start(MODEL, prompts, [90] * 4, GREEDY, key=KEY, max_new_tokens=9)
+        jax.block_until_ready(decode_chunk(program, carry, np.int32(9)))
 
     assert compilations(longer) == 1
 
@@ -290,7 +290,7 @@ def test_rows_share_a_prompt_only_under_the_same_edits_and_where_that_halves_the
         ({"transform": mx.transforms.temperature([0.5, 1.0, 2.0])}, "4 rows"),
     ],
 )
-def test_shapes_that_do_not_fit_are_refused_on_the_host(changed, words, compilations):
+def test_shapes_that_do_not_fit_are_refused_on_the_host(changed, words, compilations, unchecked):
     def call():
         with pytest.raises(mx.errors.ArgumentError, match=words):
             run(**changed)

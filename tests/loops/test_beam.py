@@ -14,8 +14,7 @@ import torch
 from toys import log_softmax, toy, toy_logits
 
 import mechanex_jax as mx
-from mechanex_jax.loops import FinishReason, beam, beam_decode, decode, stop_table
-from mechanex_jax.loops.autoregressive import advance
+from mechanex_jax.loops import FinishReason, advance, beam, beam_decode, decode, stop_table
 
 MODEL = toy()
 V = MODEL.spec.vocabulary
@@ -394,7 +393,7 @@ def test_other_values_never_recompile(compilations):
     ],
     ids=str,
 )
-def test_what_does_not_fit_is_refused_on_the_host(changed, words, compilations):
+def test_what_does_not_fit_is_refused_on_the_host(changed, words, compilations, unchecked):
     def call() -> None:
         with pytest.raises(mx.errors.ArgumentError, match=words):
             run(**changed)

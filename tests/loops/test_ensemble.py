@@ -15,15 +15,18 @@ from toys import Toy, log_softmax, toy, toy_logits
 import mechanex_jax as mx
 from mechanex_jax.loops import (
     FinishReason,
-    autoregressive,
     decode,
     ensemble,
     ensemble_decode,
     ensemble_model,
+    result,
     score,
     select,
+    start,
     stop_table,
 )
+from mechanex_jax.loops.voting import VOTING as COMBINATIONS
+from mechanex_jax.loops.voting import vote
 
 MODELS = [toy(seed=seed, width=width) for seed, width in ((0, 6), (1, 6), (2, 9))]
 V = MODELS[0].spec.vocabulary
@@ -161,12 +164,12 @@ def test_a_ragged_batch_with_weights_of_its_own_equals_each_row_alone(voting):
 def test_the_same_tokens_however_the_loop_is_cut_into_chunks(voting):
     arguments = {"key": KEY, "max_new_tokens": 12, "eos_ids": [4]}
     joined = ensemble_model(MODELS, B, voting=voting, weights=WEIGHTS)
-    program, carry = autoregressive.start(joined, PROMPTS, LENGTHS, SAMPLED, **arguments)
+    program, carry = start(joined, PROMPTS, LENGTHS, SAMPLED, **arguments)
     kinds = [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(carry)]
     for until in (5, 1, 6):
         carry = ensemble.chunk_of(voting)(program, carry, np.int32(until))
         assert [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(carry)] == kinds
-    same(autoregressive.result(carry), run(voting, SAMPLED, weights=WEIGHTS, eos_ids=[4]))
+    same(result(carry), run(voting, SAMPLED, weights=WEIGHTS, eos_ids=[4]))
 
 
 @mx.transforms.row_tree
@@ -214,7 +217,7 @@ LOGITS = np.array([[1.0, -np.inf, 0.5, -np.inf], [-np.inf, 0.3, 2.0, -np.inf]], 
 @pytest.mark.parametrize("rule", ["mean", "product"])
 def test_impossible_tokens_stay_so_for_all_members_under_mean_and_for_one_under_product(rule, weights):
     members = [jnp.asarray(z)[None] for z in LOGITS]
-    out = np.asarray(ensemble.VOTING[rule](members, jnp.asarray([weights], jnp.float32)))[0]
+    out = np.asarray(COMBINATIONS[rule](members, jnp.asarray([weights], jnp.float32)))[0]
     heard = [z for z, w in zip(np.isfinite(LOGITS), weights, strict=True) if w > 0]
     wanted = np.any(heard, axis=0) if rule == "mean" else np.all(heard, axis=0)
     np.testing.assert_array_equal(np.isfinite(out), wanted)
@@ -226,14 +229,14 @@ def test_members_with_very_large_or_very_unlikely_logits_combine_in_float32(rule
     members = np.array([[3e4, 0, -3e4], [-1e4, 2e4, 1e4]])
     log_p = np.array([log_softmax(z) for z in members])
     law = log_p.mean(axis=0) if rule == "product" else np.logaddexp.reduce(log_p)
-    out = np.asarray(ensemble.VOTING[rule]([jnp.asarray(z, jnp.float32)[None] for z in members], jnp.full((1, 2), 0.5)))[0]
+    out = np.asarray(COMBINATIONS[rule]([jnp.asarray(z, jnp.float32)[None] for z in members], jnp.full((1, 2), 0.5)))[0]
     np.testing.assert_allclose(out - out.max(), law - law.max(), rtol=1e-5, atol=1e-2)
 
 
 def test_votes_are_counted_by_weight_then_by_liking_then_by_id():
     tokens = lambda *ids: jnp.asarray(ids, jnp.int32)[:, None]
     column = lambda *values: jnp.asarray(values, jnp.float32)[:, None]
-    count = lambda ids, votes, liking: int(ensemble.vote(tokens(*ids), column(*votes), column(*liking))[0])
+    count = lambda ids, votes, liking: int(vote(tokens(*ids), column(*votes), column(*liking))[0])
     third = 1 / 3
     assert count((5, 5, 2), (third, third, third), (-9.0, -9.0, -1.0)) == 5  # a majority, though unlikely
     assert count((5, 7, 2), (third, third, third), (-3.0, -1.0, -2.0)) == 7  # a tie: the likeliest
@@ -255,7 +258,7 @@ class Silent(Toy):
 
 @pytest.mark.slow
 def test_a_member_without_a_possible_token_has_no_say_but_in_a_product():
-    silent = Silent(MODELS[0].embedding, MODELS[0].unembedding)
+    silent = Silent(MODELS[0].embedding, MODELS[0].kernel)
     alone = run("mean", SAMPLED, MODELS[1:2])
     for voting in ("majority", "mean"):
         np.testing.assert_array_equal(run(voting, SAMPLED, [silent, MODELS[1]], weights=[9, 1]).tokens, alone.tokens)
@@ -313,7 +316,7 @@ def test_other_values_never_recompile(voting, compilations):
         ({"lengths": [5, 0, 3, 2]}, "prompt_lengths"),
     ],
 )
-def test_members_and_weights_that_do_not_fit_are_refused_on_the_host(changed, words, compilations):
+def test_members_and_weights_that_do_not_fit_are_refused_on_the_host(changed, words, compilations, unchecked):
     def call():
         with pytest.raises(mx.errors.ArgumentError, match=words):
             run(**{"voting": "mean", **changed})
@@ -407,6 +410,6 @@ def test_select_by_hand(arguments, wanted):
         (lambda: score(MODELS[0], PROMPTS, 4, 0), "prompt_lengths"),
     ],
 )
-def test_what_cannot_be_scored_or_selected_is_refused(call, words):
+def test_what_cannot_be_scored_or_selected_is_refused(call, words, unchecked):
     with pytest.raises(mx.errors.ArgumentError, match=words):
         call()

@@ -16,15 +16,17 @@ from toys import toy_logits
 import mechanex_jax as mx
 from mechanex_jax.loops import (
     FinishReason,
-    autoregressive,
     decode,
+    decode_chunk,
     model_drafter,
     prompt_lookup,
+    result,
     speculative,
     speculative_chunk,
     speculative_decode,
     speculative_start,
     speculative_stats,
+    start,
     stop_table,
 )
 
@@ -154,7 +156,7 @@ def test_a_draft_by_the_target_itself_is_always_accepted(shared_noise):
 
 @pytest.mark.slow
 def test_a_draft_whose_support_is_disjoint_is_never_accepted():
-    backwards = type(MODEL)(MODEL.embedding, -MODEL.unembedding)  # its two likeliest tokens are the two least likely
+    backwards = type(MODEL)(MODEL.embedding, -MODEL.kernel)  # its two likeliest tokens are the two least likely
     _, counts = run(mx.transforms.chain(mx.transforms.truncation(temperature=1.0, top_k=2)), model_drafter(backwards))
     assert (counts.acceptance_rate == 0).all()
     assert (counts.rounds == 40).all()
@@ -187,11 +189,11 @@ STEERED = mx.edits.add(np.ones(6, np.float32), layer=0, strength=[0.0, 0.5, -0.5
 @pytest.mark.parametrize("edits", [None, STEERED], ids=["unsteered", "steered"])
 @pytest.mark.parametrize("drafter", SAME.values(), ids=SAME)
 def test_constraint_and_steering_hold_and_states_roll_back_exactly(transform, edits, drafter):
-    program, carry = autoregressive.start(MODEL, PROMPTS, LENGTHS, transform, edits=edits, **COMMON)
-    wanted = autoregressive.decode_chunk(program, carry, np.int32(99))
+    program, carry = start(MODEL, PROMPTS, LENGTHS, transform, edits=edits, **COMMON)
+    wanted = decode_chunk(program, carry, np.int32(99))
     program, carry = speculative_start(MODEL, PROMPTS, LENGTHS, transform, drafter=drafter, edits=edits, **COMMON)
     carry = speculative_chunk(program, carry, np.int32(99), 4)
-    same(autoregressive.result(carry.base), autoregressive.result(wanted))
+    same(result(carry.base), result(wanted))
     jax.tree.map(np.testing.assert_array_equal, carry.base.transform_state, wanted.transform_state)
     np.testing.assert_array_equal(carry.base.cache.lengths, wanted.cache.lengths)
     counted = speculative_stats(carry)
@@ -273,7 +275,7 @@ def test_the_same_tokens_however_rounds_and_plain_steps_are_mixed(drafter):
     program, carry = speculative_start(MODEL, PROMPTS, LENGTHS, SAMPLED, drafter=drafter, **COMMON)
     for steps, until in [(1, 3), (4, 1), (2, 1), (1, 99)]:
         carry = speculative_chunk(program, carry, np.int32(until), steps)
-    same(autoregressive.result(carry.base), wanted)
+    same(result(carry.base), wanted)
     out, _ = run(SAMPLED, drafter, adaptive=True)
     same(out, wanted)
 
@@ -318,7 +320,7 @@ def test_other_values_never_recompile_and_plain_steps_may_come_in_between(drafte
     assert compilations(lambda: [call(index) for index in range(1, 12)]) == 0
 
 
-def test_what_does_not_fit_is_refused_on_the_host(compilations):
+def test_what_does_not_fit_is_refused_on_the_host(compilations, unchecked):
     stranger = model_drafter(positional(12))
 
     def call():

@@ -26,6 +26,7 @@ class Remembered:
 class Output:
     logits: jax.Array | None
     cache: Remembered
+    captured: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +35,7 @@ class PositionalToy:
     """The same function as `Toy`, h(t) = sum of embedding[token j] / 2^(t - j), recomputed from the tokens kept."""
 
     embedding: jax.Array
-    unembedding: jax.Array
+    kernel: jax.Array
 
     @property
     def spec(self) -> ToySpec:
@@ -57,12 +58,15 @@ class PositionalToy:
             return Output(None, after)
         if logits == "last":
             hidden = jnp.take_along_axis(hidden, jnp.maximum(valid - 1, 0)[:, None, None], axis=1)[:, 0]
-        return Output(hidden @ self.unembedding, after)
+        return Output(hidden @ self.kernel, after)
+
+    def unembedding(self) -> jax.Array:
+        return self.kernel
 
 
 def positional(vocabulary: int = 11, width: int = 6, seed: int = 0) -> PositionalToy:
     model: Toy = toy(vocabulary, width, seed)
-    return PositionalToy(model.embedding, model.unembedding)
+    return PositionalToy(model.embedding, model.kernel)
 
 
 @row_tree

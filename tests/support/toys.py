@@ -12,6 +12,9 @@ import numpy as np
 
 class ToySpec(NamedTuple):
     vocabulary: int
+    width: int | None = None
+    layers: int | None = None
+    context: int | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -26,15 +29,16 @@ class ToyCache:
 class ToyOutput:
     logits: jax.Array | None
     cache: ToyCache
+    captured: dict[str, jax.Array] = dataclasses.field(default_factory=dict)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """h <- h / 2 + embedding[token]; logits = h @ unembedding. Every token of the past matters."""
+    """h <- h / 2 + embedding[token]; logits = h @ kernel. Every token of the past matters."""
 
     embedding: jax.Array  # [V, D]
-    unembedding: jax.Array  # [D, V]
+    kernel: jax.Array  # [D, V]
 
     @property
     def spec(self) -> ToySpec:
@@ -51,7 +55,10 @@ class Toy:
         real = jnp.arange(tokens.shape[1])[:, None] < valid
         hidden, _ = jax.lax.scan(read, cache.hidden, (tokens.T, real))
         out = ToyCache(hidden, cache.lengths + valid)
-        return ToyOutput(None if logits == "none" else hidden @ self.unembedding, out)
+        return ToyOutput(None if logits == "none" else hidden @ self.kernel, out)
+
+    def unembedding(self) -> jax.Array:
+        return self.kernel
 
 
 def toy(vocabulary: int = 11, width: int = 6, seed: int = 0) -> Toy:
@@ -62,11 +69,11 @@ def toy(vocabulary: int = 11, width: int = 6, seed: int = 0) -> Toy:
 
 def toy_logits(model: Toy, tokens) -> np.ndarray:
     """The oracle, in float64: logits after the last of `tokens`."""
-    embedding, unembedding = (np.asarray(a, np.float64) for a in (model.embedding, model.unembedding))
+    embedding, kernel = (np.asarray(a, np.float64) for a in (model.embedding, model.kernel))
     hidden = np.zeros(embedding.shape[1])
     for token in tokens:
         hidden = hidden / 2 + embedding[int(token)]
-    return hidden @ unembedding
+    return hidden @ kernel
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
