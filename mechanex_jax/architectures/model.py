@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -102,9 +102,15 @@ class Model:
     params: tuple[jax.Array, ...]
     static: Static = dataclasses.field(metadata={"static": True})
 
-    @functools.cached_property
-    def spec(self) -> Config:
-        return self.static.config
+    if TYPE_CHECKING:  # a cached_property is no property to a type checker's eyes
+
+        @property
+        def spec(self) -> Config:
+            """The family's configuration."""
+            ...
+
+    else:
+        spec = functools.cached_property(lambda self: self.static.config)
 
     @property
     def dtype(self) -> Any:
