@@ -88,6 +88,7 @@ class GenerationConfig:
         None,
         number(0.0, 1.0),
         none_means=3e-4,
+        policy="sampling.epsilon_cutoff",
         option=Option("For epsilon: choose among tokens of at least this probability; 0.0003.", _SAMPLING),
     )
     ads_subset_size: int | None = parameter(None, integer(1), none_means=8, policy="sampling.ads_subset_size")

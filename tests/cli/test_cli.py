@@ -94,7 +94,7 @@ def test_every_option_reaches_generate(monkeypatch, tmp_path):
         if name not in ("sampling_method", "chat", "stop", "forbidden_terms"):
             words += [f"--{name.replace('_', '-')}", value]
     assert run("generate", "a", *words).stdout == "[red] and blue\n"
-    rest = dict.fromkeys(["typical_p", "json_schema", "regex_pattern", "grammar", "policy", "policy_id"])
+    rest = dict.fromkeys(["typical_p", "epsilon_cutoff", "json_schema", "regex_pattern", "grammar", "policy", "policy_id"])
     assert seen == {**wanted, **rest}
     schema, grammar = tmp_path / "a.json", tmp_path / "a.gbnf"
     schema.write_text('{"type": "integer"}')

@@ -38,6 +38,15 @@ def test_greedy_chat_answers_the_capital_of_france(mx):
     assert answer == "The capital of France is Paris."
 
 
+def test_epsilon_sampling_lies_between_greedy_and_the_models_own_law(mx):
+    text = lambda **arguments: mx.generation.generate(PROMPTS[1], max_tokens=12, temperature=1.0, seed=3, **arguments)
+    assert text(sampling_method="epsilon", epsilon_cutoff=1) == text(sampling_method="greedy")
+    assert text(sampling_method="epsilon", epsilon_cutoff=0) == text(sampling_method="top-p", top_p=1)
+    usual = text(sampling_method="epsilon")
+    assert usual == text(sampling_method="epsilon", epsilon_cutoff=3e-4)
+    assert usual == text(sampling_method="epsilon", policy={"sampling": {"method": "epsilon", "epsilon_cutoff": 3e-4}})
+
+
 def test_the_documented_arguments_have_their_documented_order_and_defaults():
     documented = (
         "prompt, max_tokens=128, sampling_method='top-k', temperature=0.7, top_k=50, top_p=0.9, min_p=None, typical_p=None, "
@@ -48,7 +57,7 @@ def test_the_documented_arguments_have_their_documented_order_and_defaults():
         "code_unit_tests=None, policy=None, policy_id=None, include_trace=False, *, seed=None, stop=None, chat=False, "
         "model=None, min_tokens=0, repetition_penalty=None, presence_penalty=None, frequency_penalty=None, "
         "logit_bias=None, constraint=None, json_whitespace=False, forbidden_terms=None, steering_layers=None, "
-        "steering_scope='all', beam_width=4, length_penalty=1.0, early_stopping=False, "
+        "steering_scope='all', epsilon_cutoff=None, beam_width=4, length_penalty=1.0, early_stopping=False, "
         "speculative_steps=4, voting='majority', ensemble_weights=None, transform=None, edits=None, details=False"
     )
     signature = inspect.signature(mechanex_jax.generation.generate)
@@ -223,6 +232,8 @@ WRONG = [
     ({"min_p": 0.1}, "min-p"),
     ({"typical_p": 0.1, "sampling_method": "min-p"}, "typical"),
     ({"min_p": 2.0, "sampling_method": "min-p"}, "min_p"),
+    ({"epsilon_cutoff": 0.1}, "use sampling_method='epsilon'"),
+    ({"epsilon_cutoff": 2.0, "sampling_method": "epsilon"}, "epsilon_cutoff: got 2.0"),
     ({"sampling_method": "nucleus"}, ", ".join(METHODS)),
     ({"sampling_method": "top_p"}, "Did you mean 'top-p'"),
     ({"sampling_method": None}, "sampling_method"),

@@ -35,6 +35,10 @@ def wire() -> dict[str, dict]:
     return found
 
 
+# Fields that only this library has, as the hosted API would write them.
+EXTENSIONS = {"sampling.epsilon_cutoff": {"anyOf": [{"type": "number"}, {"type": "null"}]}}
+
+
 def default(field: dict):
     """What a field is without being given; lists and mappings have no written default, and are empty."""
     return field.get("default", {"array": [], "object": {}}.get(str(field.get("type"))))
@@ -46,12 +50,22 @@ def put(path: str, value) -> dict:
 
 
 def test_names_and_defaults_are_those_of_the_hosted_api():
-    assert set(controls.fields()) == set(wire())
+    assert set(controls.fields()) == set(wire()) | set(EXTENSIONS) and not set(wire()) & set(EXTENSIONS)
     assert len(controls.fields()) == len(set(controls.fields()))
     for path, field in wire().items():
         ours = attrgetter(path)(Policy())
         ours = list(ours) if isinstance(ours, tuple) else ours
         assert (ours, type(ours)) == (default(field), type(default(field))), path
+
+
+def test_a_policy_that_uses_no_extension_is_written_with_the_fields_of_the_hosted_api_alone():
+    written = to_dict(Policy())
+    paths = {f"{name}.{k}" if isinstance(v, dict) else name for name, v in written.items() for k in (v or [None])}
+    assert not paths & set(EXTENSIONS)
+    for path in EXTENSIONS:
+        section, field = path.split(".")
+        assert field not in to_dict(read({section: {field: None}}))[section]
+        assert field in to_dict(read({section: {field: EXAMPLES[path][0]}}))[section]
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
@@ -79,6 +93,7 @@ EXAMPLES = {
     "sampling.diversity_strength": (0.7, {}),
     "sampling.draft_model": ("small", {}),
     "sampling.ensemble_models": (["a", "b"], {}),
+    "sampling.epsilon_cutoff": (1e-3, {}),
     "sampling.frequency_penalty": (-0.5, {}),
     "sampling.method": ("min-p", {}),
     "sampling.min_p": (0.05, {}),
@@ -162,7 +177,7 @@ OF_EVERY_TYPE = ["text", 3, -1, 2.5, True, None, [], ["x"], [1], [None], {}, {"a
 
 @pytest.mark.parametrize("path", controls.fields())
 def test_what_has_a_wrong_type_for_the_hosted_api_is_an_error_by_its_path(path):
-    check = jsonschema.Draft202012Validator(wire()[path])
+    check = jsonschema.Draft202012Validator((wire() | EXTENSIONS)[path])
     forms = (True,) if path.endswith("json_schema") else ()  # also a schema
     wrong = [value for value in OF_EVERY_TYPE if not check.is_valid(value) and value not in forms]
     assert len(wrong) >= 5
@@ -224,6 +239,7 @@ ERRORS = [
     ({"sampling": {"top_p": 0}}, r"top_p: got 0"),
     ({"sampling": {"min_p": 1.5}}, r"min_p: got 1\.5"),
     ({"sampling": {"typical_p": 0}}, r"typical_p: got 0"),
+    ({"sampling": {"epsilon_cutoff": 1.5}}, r"epsilon_cutoff: got 1\.5; expected a finite number, 0 or more, at most 1"),
     ({"sampling": {"ads_beta": 1.0}}, r"ads_beta: got 1\.0"),
     ({"sampling": {"ads_subset_size": 0}}, r"ads_subset_size: got 0"),
     ({"sampling": {"beam_width": 0}}, r"beam_width: got 0"),

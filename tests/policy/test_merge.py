@@ -32,6 +32,7 @@ VALUES = {
     "top_p": (0.5, 0.5, 1),
     "min_p": (0.1, 0.1, 0.2),
     "typical_p": (0.5, 0.5, 0.6),
+    "epsilon_cutoff": (0.01, 0.01, 0.02),
     "ads_subset_size": (4, 4, 5),
     "ads_beta": (0.5, 0.5, 0.6),
     "draft_model": ("small", "small", "tiny"),

@@ -238,7 +238,13 @@ SAMPLED = {
     "adaptive_temperature_schedule": [0.3],
     "adaptive_top_p_schedule": [0.3],
 }
-METHODS = {"min_p": ("min-p", 0.3), "typical_p": ("typical", 0.3), "ads_beta": ("ads", 0.4), "ads_subset_size": ("ads", 3)}
+METHODS = {
+    "min_p": ("min-p", 0.3),
+    "typical_p": ("typical", 0.3),
+    "epsilon_cutoff": ("epsilon", 0.3),
+    "ads_beta": ("ads", 0.4),
+    "ads_subset_size": ("ads", 3),
+}
 RETRIED = {"adaptive_temperature": True, "adaptive_top_p": True}
 CONSTRAINED = {
     "json_mode": True,
