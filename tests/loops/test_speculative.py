@@ -320,6 +320,7 @@ def test_other_values_never_recompile_and_plain_steps_may_come_in_between(drafte
     assert compilations(lambda: [call(index) for index in range(1, 12)]) == 0
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_refused_on_the_host(compilations, unchecked):
     stranger = model_drafter(positional(12))
 

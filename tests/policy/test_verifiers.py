@@ -267,6 +267,7 @@ def test_every_broken_constraint_is_said():
     assert found is not None and found.count("constraint: ") == 3
 
 
+@pytest.mark.slow
 def test_importing_the_policies_does_not_import_what_is_heavy():
     modules = ("mechanex_jax.policy.controls", "mechanex_jax.storage.json_store", "mechanex_jax.policy.presets")
     code = f"import {', '.join(modules)}, sys; print(*sys.modules)"

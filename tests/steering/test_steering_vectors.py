@@ -204,6 +204,7 @@ def test_methods_see_the_first_tokens_of_each_answer(small, method, own):
         np.testing.assert_array_equal(got.vectors, want.vectors)
 
 
+@pytest.mark.slow
 def test_ended_answers_close_with_the_token_that_generation_stops_at(small, steering, monkeypatch):
     loaded = small.local_model()
     plain, ended = tokenize_data(loaded, DATA), tokenize_data(loaded, DATA, ended=True)

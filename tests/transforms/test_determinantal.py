@@ -83,6 +83,7 @@ def greedy_oracle(z, subset_size=8, beta=0.3, top_k=50, temperature=1.0, unembed
     return {int(order[i]) for i in chosen}, min(margin, near)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_the_subset_is_the_greedy_maximum_in_float64_for_rows_with_settings_of_their_own(seed):
     rng = np.random.default_rng(seed)
@@ -156,6 +157,7 @@ def test_two_equal_embeddings_are_never_both_kept(beta):
     assert kept(logits, 8, beta, unembedding=copies) == [{int(z.argmax())} for z in logits]
 
 
+@pytest.mark.slow
 def test_the_greedy_maximum_is_near_the_best_of_all_subsets():
     """The objective is a sum of logarithms and may be negative, so what is compared is how much of the way from the mean
     subset to the best one the greedy subset goes."""
@@ -235,6 +237,7 @@ def test_other_values_never_recompile(compilations):
 TABLE = tx.directions(UNEMBEDDING)
 
 
+@pytest.mark.slow
 def test_what_directions_made_is_used_as_it_is_and_half_precision_changes_little():
     logits = random_logits()
     assert tx.determinantal(TABLE).directions is TABLE
@@ -258,6 +261,7 @@ def test_the_largest_of_a_row_are_those_of_a_stable_sort(size):
     np.testing.assert_array_equal(values, np.take_along_axis(z, order, axis=1))
 
 
+@pytest.mark.slow
 def test_in_a_chain_it_sees_what_earlier_transforms_left_and_temperature_zero_there_is_greedy():
     logits = random_logits()
     chained = tx.chain(tx.temperature([0.0, 0.7] * 3), tx.determinantal(TABLE))

@@ -75,6 +75,7 @@ def test_rows_are_independent(size: int) -> None:
     assert len(set(same.tolist())) > 2
 
 
+@pytest.mark.slow
 def test_noise_of_another_batch_size_changes_hardly_a_draw() -> None:
     rng = np.random.default_rng(2)
     logits = rng.normal(size=5000) * 3

@@ -212,6 +212,7 @@ def test_random_automata_with_random_tokens_agree_with_the_matcher(seed):
                 assert where(automaton, state) == machines.normal(matcher)
 
 
+@pytest.mark.slow
 def test_rules_of_one_shape_share_no_walk_where_only_one_of_them_is_called():
     # "x" ends the text in the root rule, and a call in the inner one; only there may a token go on behind it.
     builder = Builder()
@@ -246,6 +247,7 @@ def test_nesting_64_deep_is_held():
     assert allowed(automaton, state) == {EOS}
 
 
+@pytest.mark.slow
 def test_every_end_of_sequence_id_counts_where_the_text_is_complete_and_only_there():
     ends = [0, EOS, V - 1]
     automaton = one_row(pack_constraints([build.build(pushdown("json"), VOCABULARY, eos_ids=ends, logits=V + 40)], VOCABULARY))

@@ -51,6 +51,7 @@ def test_verdicts_of_the_table_are_those_of_jsonschema(schema, valid, invalid):
     assert not any(map(validator.is_valid, invalid))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("schema", "valid", "invalid"), [case for case in _cases() if case.id not in _OTHERWISE])
 def test_random_walks_are_valid(schema, valid, invalid):
     kind = validator_for(schema, default=jsonschema.Draft202012Validator)

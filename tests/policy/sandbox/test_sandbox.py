@@ -111,6 +111,7 @@ os.wait()
     assert run(code + "\nwhile True: pass", timeout_ms=400).timed_out
 
 
+@pytest.mark.slow
 def test_memory_is_limited(run):
     result = run("x = bytearray(2 << 30)")
     assert "MemoryError" in result.reason or containment.MEMORY in run.uncontained
@@ -129,6 +130,7 @@ def test_the_disk_does_not_fill(run):
     assert run("import os\nos.makedirs('a/b'); open('a/b/c', 'w').close(); os.chmod('a/b', 0); os.chmod('a', 0)").passed
 
 
+@pytest.mark.slow
 def test_a_flood_of_output_is_thrown_away(run):
     assert run("for _ in range(300): print('x' * 1_000_000)").passed
     assert run("import os\nwhile True: os.write(2, bytes(1 << 20))", timeout_ms=400).timed_out
