@@ -74,9 +74,8 @@ def forget_parts() -> None:
 def ours_compiled(kind: str, source: Any, target: compiler.Target) -> tuple[float, float, float, build.Tables]:
     """Seconds of the front end, the tables and the way to the device, and the tables."""
     forget_parts()
-    front = compiler.FRONT_ENDS[kind]
     begun = time.perf_counter()
-    pushdown = front.compile(front.read(source, False))
+    pushdown = compiler.FRONT_ENDS[kind](source, False).compile()
     read = time.perf_counter()
     built = build.build(pushdown, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
     made = time.perf_counter()

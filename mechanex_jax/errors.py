@@ -6,13 +6,11 @@ own types keeps working. Messages say what was given, what was expected and what
 
 from __future__ import annotations
 
-from typing import Any
-
 
 class MechanexError(Exception):
-    """Base of all errors of this library: `message`, `status_code` and `details` as in the hosted API."""
+    """Base of all errors of this library, with `message`, `status_code` and `details` as in the hosted API."""
 
-    def __init__(self, message: str, *, status_code: int | None = None, details: Any = None):
+    def __init__(self, message: str, *, status_code: int | None = None, details: object = None):
         super().__init__(message)
         self.message = message
         self.status_code = status_code
@@ -46,8 +44,8 @@ class Verbatim(str):
     __repr__ = str.__str__
 
 
-def expected(argument: str, got: Any, expected: str, action: str = "") -> ArgumentError:
-    """The one form of an argument error: got (the value, or `Verbatim` words about it), expected, what to do."""
+def expected(argument: str, got: object, expected: str, action: str = "") -> ArgumentError:
+    """Make an argument error in the one form they have: got (the value, or `Verbatim` words about it), expected, what to do."""
     shown = repr(got)
     if len(shown) > 120:
         shown = shown[:117] + "..."

@@ -1,4 +1,4 @@
-"""From a name to a loaded model: files, weights on a device, tokenizer."""
+"""Loading a model by name: its files, its weights on a device, its tokenizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import sys
+from collections.abc import Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,10 @@ from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.storage.paths import cache_folder
 
 if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+    from jaxlib.xla_client import Device
+
+    from mechanex_jax import loops, transforms
     from mechanex_jax.architectures import Model
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -29,7 +34,7 @@ class LoadedModel:
     """A model that is ready to generate.
 
     Attributes:
-      name: what it was loaded as.
+      name: the name or path it was loaded by.
       model: weights and pure functions, for `mx.loops` and `mx.forward`.
       tokenizer: text to ids and back.
       config: the checkpoint's `config.json`.
@@ -45,8 +50,8 @@ class LoadedModel:
     config: dict[str, Any] = dataclasses.field(repr=False)
     fingerprint: str = dataclasses.field(repr=False)
     folder: Path
-    device: Any
-    draft_lengths: dict[Any, Any] = dataclasses.field(default_factory=dict, repr=False)
+    device: Device
+    draft_lengths: dict[Hashable, loops.DraftLengthController] = dataclasses.field(default_factory=dict, repr=False)
 
     @property
     def bytes(self) -> int:
@@ -54,8 +59,8 @@ class LoadedModel:
         return sum(array.nbytes for array in self.model.params)
 
     @functools.cached_property
-    def directions(self) -> Any:
-        """Of the unembedding, for `transforms.determinantal`; a copy as large as the unembedding, made on first use."""
+    def directions(self) -> transforms.Directions:
+        """The unembedding's directions, for `transforms.determinantal`; a copy of its size, made on first use."""
         from mechanex_jax import transforms
 
         return transforms.directions(self.model.unembedding().T)
@@ -70,28 +75,28 @@ class LoadedModel:
         return jax.device_put((offsets, vocabulary.bytes), self.device)
 
 
-def _device(wanted: Any) -> Any:
-    if wanted is None:
+def _device(device: str | Device | None) -> Device:
+    if device is None:
         return jax.devices()[0]
-    if isinstance(wanted, jax.Device):
-        return wanted
-    platform, _, index = str(wanted).partition(":")
+    if isinstance(device, jax.Device):
+        return device
+    platform, _, index = str(device).partition(":")
     try:
         return jax.devices(platform)[int(index or 0)]
     except (RuntimeError, ValueError, IndexError) as error:
-        raise expected("device", wanted, f"one of {', '.join(str(d) for d in jax.devices())}, or 'cpu'") from error
+        raise expected("device", device, f"one of {', '.join(str(d) for d in jax.devices())}, or 'cpu'") from error
 
 
-def _dtype(wanted: Any, device: Any) -> str:
+def _dtype(dtype: DTypeLike | None, device: Device) -> str:
     """bfloat16 on accelerators; float32 on CPUs, where XLA's bfloat16 matrix-vector product is many times slower."""
-    if wanted is None:
+    if dtype is None:
         return "float32" if device.platform == "cpu" else "bfloat16"
     try:
-        name = jnp.dtype(wanted).name
+        name = jnp.dtype(dtype).name
     except TypeError:
-        name = str(wanted)
+        name = str(dtype)
     if name not in DTYPES:
-        raise expected("dtype", wanted, f"one of {', '.join(DTYPES)}")
+        raise expected("dtype", dtype, f"one of {', '.join(DTYPES)}")
     return name
 
 
@@ -109,8 +114,8 @@ def _enable_compilation_cache() -> None:
 def load(
     name: str | os.PathLike[str] | None = None,
     *,
-    dtype: Any = None,
-    device: Any = None,
+    dtype: DTypeLike | None = None,
+    device: str | Device | None = None,
     progress: bool | None = None,
 ) -> LoadedModel:
     """Fetch a model if need be and put it on a device. See `Mechanex.load`."""

@@ -7,11 +7,11 @@ import sys
 from collections.abc import Callable, Iterator
 
 Report = Callable[[int, int], None]
-"""Called with what is done and the total."""
+"""A function to call with the amount that is done and the total."""
 
 
 def silent(done: int, total: int) -> None:
-    """A report that goes nowhere."""
+    """Report nothing."""
 
 
 def is_shown(progress: bool | None) -> bool:
@@ -21,7 +21,7 @@ def is_shown(progress: bool | None) -> bool:
 
 @contextlib.contextmanager
 def bar(description: str, *, enabled: bool, unit: str = "bytes") -> Iterator[Report]:
-    """A bar on standard error for the time of the `with` block; yields the function that moves it, in `unit`s."""
+    """Show a bar on standard error for the time of the `with` block; yields the function that moves it, in `unit`s."""
     if not enabled:
         yield silent
         return

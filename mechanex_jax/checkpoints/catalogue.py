@@ -50,7 +50,7 @@ class Entry:
     """One model of the catalogue.
 
     Attributes:
-      name: what `mx.load` is given; `aliases` are further names for it.
+      name: the argument of `mx.load`; `aliases` are further names for it.
       source: where the files come from.
       context: the longest sequence in tokens.
       parameters: how many numbers the weights are; a matrix used twice counts once.
@@ -90,9 +90,9 @@ def default_name() -> str:
 
 
 def find(name: str) -> Entry | None:
-    """The entry of this name or alias, in whatever case; None if there is none."""
-    wanted = name.strip().lower()
-    return next((entry for entry in catalogue() if wanted in (entry.name, *entry.aliases)), None)
+    """The entry of a name or alias, in upper or lower case; None if there is none."""
+    key = name.strip().lower()
+    return next((entry for entry in catalogue() if key in (entry.name, *entry.aliases)), None)
 
 
 @functools.cache

@@ -23,7 +23,7 @@ class Checkpoint:
     """A folder in the Hugging Face layout: `config.json`, safetensors, tokenizer.
 
     Attributes:
-      name: what the user asked for: a catalogue name, a hub id or the folder's name.
+      name: as the user asked for it: a catalogue name, a hub id or the folder's name.
       folder: where the files are.
       config: the content of `config.json`.
     """
@@ -34,7 +34,7 @@ class Checkpoint:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str], name: str | None = None) -> Checkpoint:
-        """Opens a folder.
+        """Open a folder.
 
         Raises:
           CheckpointError: there is no readable `config.json` that names a model.
@@ -42,9 +42,9 @@ class Checkpoint:
         folder = Path(folder)
         path = folder / "config.json"
         if not path.is_file():
-            found = sorted(item.name for item in folder.iterdir())[:12] if folder.is_dir() else []
+            names = sorted(item.name for item in folder.iterdir())[:12] if folder.is_dir() else []
             raise CheckpointError(
-                f"{folder} is not a model: found {', '.join(found) or 'no files'}; expected config.json, "
+                f"{folder} is not a model: found {', '.join(names) or 'no files'}; expected config.json, "
                 "model.safetensors (or shards with their index) and tokenizer.json. Pass the folder that directly "
                 "holds them."
             )

@@ -14,6 +14,7 @@ from mechanex_jax.checkpoints import safetensors
 from mechanex_jax.errors import CheckpointError
 from mechanex_jax.progress import Report, silent
 from mechanex_jax.tokenization import gguf_tokenizer
+from mechanex_jax.tokenization.gguf_tokenizer import Fields
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -37,7 +38,7 @@ _INNER = {
 
 
 def convert(source: str | os.PathLike[str], folder: Path, report: Report = silent) -> None:
-    """Writes a GGUF model as `config.json`, `model.safetensors` (float32), tokenizer and generation files.
+    """Write a GGUF model as `config.json`, `model.safetensors` (float32), tokenizer and generation files.
 
     Llama models (Llama, Mistral, SmolLM2 and others of that shape) with F32, F16, BF16, Q4_0, Q4_1 or Q8_0 tensors.
 
@@ -63,7 +64,7 @@ def convert(source: str | os.PathLike[str], folder: Path, report: Report = silen
         )
     tensors = {_hf_name(source, tensor.name): tensor for tensor in reader.tensors}
     config = _config(source, fields, tensors)
-    texts = gguf_tokenizer.files(source, fields)
+    texts = gguf_tokenizer.tokenizer_files(source, fields)
     ids = gguf_tokenizer.special_ids(fields)
     texts["config.json"] = json.dumps(config | ids, indent=2)
     texts["generation_config.json"] = json.dumps(ids, indent=2)
@@ -99,7 +100,7 @@ def _hf_name(source: Path, name: str) -> str:
     )
 
 
-def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, ReaderTensor]) -> dict[str, Any]:
+def _config(source: Path, fields: Fields, tensors: Mapping[str, ReaderTensor]) -> dict[str, Any]:
     def field(key: str, default: Any = None) -> Any:
         value = fields.get(f"llama.{key}", default)
         if value is None:
@@ -137,7 +138,7 @@ def _config(source: Path, fields: Mapping[str, Any], tensors: Mapping[str, Reade
     }
 
 
-def _rope_scaling(source: Path, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _rope_scaling(source: Path, fields: Fields) -> dict[str, object]:
     kind = fields.get("llama.rope.scaling.type", "none")
     if kind == "none":
         return {}
@@ -170,14 +171,14 @@ def _write_weights(
         for name, tensor in tensors.items():
             array = dequantize(tensor.data, tensor.tensor_type)
             projection = name.split(".")[-2]
-            yield _halves(array, heads[projection]) if projection in heads else array
+            yield _rotate_halves(array, heads[projection]) if projection in heads else array
             done += 4 * tensor.n_elements
             report(done, total)
 
     safetensors.write(path, shapes, arrays())
 
 
-def _halves(weights: np.ndarray, heads: int) -> np.ndarray:
-    """Undoes llama.cpp's order of rows: it rotates pairs of neighbours, the Hugging Face layout halves of a head."""
+def _rotate_halves(weights: np.ndarray, heads: int) -> np.ndarray:
+    """Undo llama.cpp's order of rows: it rotates pairs of neighbours, the Hugging Face layout halves of a head."""
     rows, columns = weights.shape
     return weights.reshape(heads, rows // heads // 2, 2, columns).swapaxes(1, 2).reshape(rows, columns)

@@ -136,14 +136,14 @@ class TensorReader:
 
 
 def write(path: Path, tensors: Sequence[tuple[str, tuple[int, ...]]], arrays: Iterable[np.ndarray]) -> None:
-    """Writes float32 tensors, taking one array at a time so that only one is in memory.
+    """Write float32 tensors, taking one array at a time so that only one is in memory.
 
     Args:
       path: the file to make.
       tensors: name and shape of each.
       arrays: their values in the same order.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, dict[str, object]] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in tensors:
         begin, end = end, end + 4 * math.prod(shape)
@@ -163,15 +163,15 @@ def _places(folder: Path) -> dict[str, _Place]:
         return _read_header(folder / _SINGLE)
     if (folder / _INDEX).is_file():
         return _read_shards(folder)
-    found = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    pickled = [name for name in found if name.endswith((".bin", ".pt", ".pth"))]
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    pickled = [name for name in names if name.endswith((".bin", ".pt", ".pth"))]
     advice = (
         f"{pickled[0]} holds pickled PyTorch weights, which are not read here: convert them once with "
         "`AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)` of transformers."
         if pickled
         else "Pass the folder that holds the weights; a repository without safetensors must be converted first."
     )
-    raise CheckpointError(f"{folder}: found {_listed(found)}; expected {_SINGLE} or {_INDEX}. {advice}")
+    raise CheckpointError(f"{folder}: found {_listed(names)}; expected {_SINGLE} or {_INDEX}. {advice}")
 
 
 def _listed(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""From what the user names to a folder on disk."""
+"""Finding, fetching and converting the model that a user names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _HUB_OTHERS = ["*/*", "consolidated*"]
 
 
 def resolve(name_or_path: str | os.PathLike[str] | None = None, *, progress: bool = False) -> Checkpoint:
-    """Finds a model and fetches or converts it where that has not been done before.
+    """Find a model, and fetch or convert it where that has not been done before.
 
     Args:
       name_or_path: a name of the catalogue; a folder in the Hugging Face layout; a `.gguf` file; or a hub id
@@ -46,22 +46,22 @@ def resolve(name_or_path: str | os.PathLike[str] | None = None, *, progress: boo
       ModelNotFoundError: it is none of these.
       CheckpointError: the files cannot be fetched, or are not those of a model.
     """
-    given = default_name() if name_or_path is None else os.fspath(name_or_path)
-    entry = None if isinstance(name_or_path, os.PathLike) else find(given)
+    name = default_name() if name_or_path is None else os.fspath(name_or_path)
+    entry = None if isinstance(name_or_path, os.PathLike) else find(name)
     if entry is not None:
         return Checkpoint.from_folder(_fetch(entry.source, entry.name, progress), entry.name)
-    path = Path(given).expanduser()
-    if given and path.is_dir():  # an empty string would be the current folder
+    path = Path(name).expanduser()
+    if name and path.is_dir():  # an empty string would be the current folder
         return Checkpoint.from_folder(path)
     if path.is_file():
         return _from_file(path, progress)
-    if not isinstance(name_or_path, os.PathLike) and _HUB_ID.fullmatch(given) and not given.endswith(".gguf"):
-        return Checkpoint.from_folder(_fetch(HubSource(given), given, progress), given)
-    raise ModelNotFoundError(_not_found(given))
+    if not isinstance(name_or_path, os.PathLike) and _HUB_ID.fullmatch(name) and not name.endswith(".gguf"):
+        return Checkpoint.from_folder(_fetch(HubSource(name), name, progress), name)
+    raise ModelNotFoundError(_not_found(name))
 
 
 def pull(name_or_path: str | os.PathLike[str] | None = None, *, progress: bool = True) -> Checkpoint:
-    """Fetches a model now, so that loading it later needs no network, and checks that its files are whole.
+    """Fetch a model now, so that loading it later needs no network, and check that its files are whole.
 
     Args and errors are those of `resolve`.
     """
@@ -165,11 +165,11 @@ def _(source: HubSource, name: str, progress: bool) -> Path:
         raise CheckpointError(f"{where}: the download failed ({error}). Try again: what has arrived is kept.") from error
 
 
-def _not_found(given: str) -> str:
-    names = [name for entry in catalogue() for name in (entry.name, *entry.aliases)]
-    close = difflib.get_close_matches(given.lower(), names, n=1)
+def _not_found(name: str) -> str:
+    names = [alias for entry in catalogue() for alias in (entry.name, *entry.aliases)]
+    close = difflib.get_close_matches(name.lower(), names, n=1)
     return (
-        f"No model {given!r}."
+        f"No model {name!r}."
         + (f" Did you mean {close[0]!r}?" if close else "")
         + f" Expected a name of the catalogue ({', '.join(entry.name for entry in catalogue())}), a folder with "
         "config.json and safetensors, a .gguf file, or a hub id such as 'HuggingFaceTB/SmolLM2-360M-Instruct'."

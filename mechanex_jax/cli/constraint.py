@@ -45,9 +45,8 @@ def check(
         kind, source = "json_schema", json_file(file)
     else:
         kind, source = "grammar", text_file(file)
-    front = compiler.FRONT_ENDS[kind]
     start = time.perf_counter()
-    pushdown = front.compile(front.read(source, False))
+    pushdown = compiler.FRONT_ENDS[kind](source, False).compile()
     seconds = time.perf_counter() - start
     checkpoint = checkpoints.resolve(model, progress=sys.stderr.isatty())
     target = compiler.Target.of(checkpoint.tokenizer())

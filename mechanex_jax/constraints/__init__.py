@@ -1,25 +1,36 @@
 """`mx.constraints`: what a text must be, compiled once for a vocabulary and held inside the jitted loop.
 
 `compile` gives a LogitsTransform for one row. Compiling runs on the host alone: nothing in this package imports JAX but
-`automaton`, the part on the device.
+`device`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mechanex_jax.errors import Verbatim, expected
+
+if TYPE_CHECKING:
+    from mechanex_jax.constraints.compiler import HasTokenizer
+    from mechanex_jax.constraints.device.token_mask import Constraint
+    from mechanex_jax.tokenization.tokenizer import Tokenizer
+    from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 
 def compile(
     *,
-    json_schema: Any = None,
+    json_schema: object = None,
     regex: str | None = None,
     grammar: str | None = None,
-    tokenizer: Any,
+    tokenizer: HasTokenizer | Tokenizer | Vocabulary,
     whitespace: bool = False,
-) -> Any:
+) -> Constraint:
     """Compile one constraint.
+
+    >>> from mechanex_jax.tokenization.vocabulary import Vocabulary
+    >>> constraint = compile(regex="ab?", tokenizer=Vocabulary.from_tokens([b"a", b"b", b"ab"]))
+    >>> constraint.matches("ab"), constraint.allowed("").tolist(), constraint.allowed("a").tolist()
+    (True, [0, 2], [1])
 
     Args:
       json_schema: a dict, True, a JSON text, or a pydantic model (draft 2020-12, or the one that `$schema` names).
@@ -29,8 +40,8 @@ def compile(
       whitespace: let JSON have some between its parts.
 
     Returns:
-      An `Automaton`: a LogitsTransform for `mx.loops.decode` and friends, and `constraint=` of `generate`. On the host it
-      answers `.matches(text)`, `.allowed(prefix)` (the ids that may come next), `.minimum` (the least `max_tokens`), `.stats`.
+      A LogitsTransform for `mx.loops.decode` and friends, and `constraint=` of `generate`. On the host it answers
+      `.matches(text)`, `.allowed(prefix)` (the ids that may come next), `.minimum` (the least `max_tokens`), `.stats`.
 
     Raises:
       ConstraintError: it is wrong, unsupported (by name and place), too large, or accepts no text.
@@ -39,15 +50,13 @@ def compile(
     from mechanex_jax.constraints import compiler
     from mechanex_jax.constraints.device import token_mask
 
-    given = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
-    chosen = [(kind, source) for kind, source in given.items() if source is not None]
+    sources = {"json_schema": json_schema, "regex": regex, "grammar": grammar}
+    chosen = [(kind, source) for kind, source in sources.items() if source is not None]
     if len(chosen) != 1:
         raise expected("compile", Verbatim(f"{len(chosen)} constraints"), "one of json_schema, regex and grammar")
-    for kind, source in chosen:
-        if kind != "json_schema" and not isinstance(source, str):
-            raise expected(kind, source, "a string")
-    found = compiler.compile_for(*chosen[0], whitespace, compiler.Target.of(tokenizer))
-    return token_mask.pack_constraints([found.tables], found.vocabulary, compiled=found)
+    kind, source = chosen[0]
+    compiled = compiler.compile_for(kind, source, whitespace, compiler.Target.of(tokenizer))
+    return token_mask.pack_constraints([compiled.tables], compiled.vocabulary, compiled=compiled)
 
 
 __all__ = ["compile"]

@@ -1,11 +1,10 @@
-"""A compiled constraint on the host: for researchers, and for telling what a text still allows."""
+"""A compiled constraint on the host, which tells what a text still allows: the reference for the device, and for research."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -32,8 +31,8 @@ class CompiledConstraint:
     tables: Tables
 
     @property
-    def stats(self) -> Mapping[str, Any]:
-        """States, rows, classes, bytes, seconds and more."""
+    def stats(self) -> Mapping[str, float]:
+        """Numbers of states, rows, classes, bytes, seconds and more."""
         return self.tables.stats
 
     @property
@@ -44,10 +43,10 @@ class CompiledConstraint:
     def matches(self, text: str | bytes) -> bool:
         """Whether the constraint accepts the whole text."""
         matcher = Matcher(self.pushdown)
-        return matcher.feed(_encoded(text)) and matcher.accepts()
+        return bool(matcher.feed(_encoded(text)) and matcher.accepts())
 
     def allowed(self, prefix: str | bytes = "") -> np.ndarray:
-        """The ids that may come behind `prefix`, ascending: int32. No limit on tokens or nesting is looked at."""
+        """The ids that may come behind `prefix`, ascending: int32 [N]. No limit on tokens or nesting counts."""
         matcher = Matcher(self.pushdown)
         if not matcher.feed(_encoded(prefix)):
             return np.zeros(0, np.int32)

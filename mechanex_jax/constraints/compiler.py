@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from mechanex_jax.constraints import cache
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
@@ -14,65 +14,79 @@ from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.storage.paths import cache_folder
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
+if TYPE_CHECKING:
+    from mechanex_jax.tokenization.tokenizer import Tokenizer
+
 
 @dataclasses.dataclass(frozen=True)
-class FrontEnd:
-    """One way to write a constraint. Its libraries are imported only when it is used.
+class Source:
+    """A constraint that has been read.
 
     Attributes:
-      read: what the user gave, and whether JSON may have whitespace -> what decides the constraint, as JSON.
-      compile: that -> its automaton.
+      key: all that decides its automaton, as JSON: equal keys of one front end are the same constraint.
+      compile: gives its automaton.
     """
 
-    read: Callable[[Any, bool], Any]
-    compile: Callable[[Any], PushdownAutomaton]
+    key: str
+    compile: Callable[[], PushdownAutomaton]
 
 
-def _read_schema(source: Any, whitespace: bool) -> Any:
+FrontEnd: TypeAlias = Callable[[object, bool], Source]
+"""One way to write a constraint: what the user gave, and whether JSON may have whitespace, to a `Source`.
+
+Its libraries are imported only when it is used.
+"""
+
+
+def _json_schema(source: object, whitespace: bool) -> Source:
     from mechanex_jax.constraints import json_schema
 
-    return [json_schema.read(source), whitespace]
+    schema = json_schema.read(source)
+    return Source(json.dumps([schema, whitespace]), lambda: json_schema.pushdown_automaton(schema, whitespace=whitespace))
 
 
-def _compile_schema(given: Any) -> PushdownAutomaton:
-    from mechanex_jax.constraints import json_schema
-
-    schema, whitespace = given
-    return json_schema.pushdown_automaton(schema, whitespace=whitespace)
-
-
-def _compile_regex(pattern: str) -> PushdownAutomaton:
+def _regex(source: object, whitespace: bool) -> Source:
     from mechanex_jax.constraints import regex
 
-    return regex.pushdown_automaton(pattern)
+    pattern = _text("regex", source)
+    return Source(json.dumps(pattern), lambda: regex.pushdown_automaton(pattern))
 
 
-def _compile_grammar(text: str) -> PushdownAutomaton:
+def _grammar(source: object, whitespace: bool) -> Source:
     from mechanex_jax.constraints import grammar
 
-    return grammar.pushdown_automaton(text)
+    text = _text("grammar", source)
+    return Source(json.dumps(text), lambda: grammar.pushdown_automaton(text))
 
 
-def _as_it_is(source: str, whitespace: bool) -> str:
+def _forbidden_terms(source: object, whitespace: bool) -> Source:
+    from mechanex_jax.constraints import regex
+
+    if not isinstance(source, Sequence) or isinstance(source, str):
+        raise expected("forbidden_terms", source, "a list of strings")
+    terms = sorted({_text("forbidden_terms", term).casefold() for term in source})
+    return Source(json.dumps(terms), lambda: regex.forbidding(terms))
+
+
+def _text(name: str, source: object) -> str:
+    if not isinstance(source, str):
+        raise expected(name, source, "a string")
     return source
 
 
-def _compile_forbidden(terms: list[str]) -> PushdownAutomaton:
-    from mechanex_jax.constraints import regex
-
-    return regex.forbidding(terms)
-
-
-def _as_a_set(terms: Sequence[str], whitespace: bool) -> list[str]:
-    return sorted({term.casefold() for term in terms})
-
-
-FRONT_ENDS = {
-    "json_schema": FrontEnd(_read_schema, _compile_schema),
-    "regex": FrontEnd(_as_it_is, _compile_regex),
-    "grammar": FrontEnd(_as_it_is, _compile_grammar),
-    "forbidden_terms": FrontEnd(_as_a_set, _compile_forbidden),
+FRONT_ENDS: dict[str, FrontEnd] = {
+    "json_schema": _json_schema,
+    "regex": _regex,
+    "grammar": _grammar,
+    "forbidden_terms": _forbidden_terms,
 }
+
+
+class HasTokenizer(Protocol):
+    """What `mx.load` returns, as far as a constraint needs it. Its `model`, if it has one, tells the number of logits."""
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,24 +104,25 @@ class Target:
     logits: int
 
     @classmethod
-    def of(cls, given: Any) -> Target:
-        """Of a loaded model, a tokenizer of this library, or a bare Vocabulary (which has no end of sequence).
+    def of(cls, owner: HasTokenizer | Tokenizer | Vocabulary) -> Target:
+        """The target of a loaded model, a tokenizer, or a bare Vocabulary (which has no end of sequence).
 
         Raises:
           ArgumentError: none of these.
         """
-        if isinstance(given, Vocabulary):
-            return cls(given, (), given.size)
-        tokenizer = getattr(given, "tokenizer", given)
-        if not isinstance(getattr(tokenizer, "vocabulary", None), Vocabulary):
-            raise expected("tokenizer", Verbatim(type(given).__name__), "what mx.load returns, its .tokenizer, or a Vocabulary")
-        vocabulary = tokenizer.vocabulary
-        model = getattr(given, "model", None)
-        return cls(vocabulary, tokenizer.eos_ids, model.spec.vocabulary if model is not None else vocabulary.size)
+        if isinstance(owner, Vocabulary):
+            return cls(owner, (), owner.size)
+        tokenizer = getattr(owner, "tokenizer", owner)
+        vocabulary = getattr(tokenizer, "vocabulary", None)
+        if not isinstance(vocabulary, Vocabulary):
+            raise expected("tokenizer", Verbatim(type(owner).__name__), "what mx.load returns, its .tokenizer, or a Vocabulary")
+        model = getattr(owner, "model", None)
+        eos_ids: tuple[int, ...] = getattr(tokenizer, "eos_ids", ())
+        return cls(vocabulary, eos_ids, model.spec.vocabulary if model is not None else vocabulary.size)
 
 
-def compile_for(kind: str, source: Any, whitespace: bool, target: Target) -> CompiledConstraint:
-    """A constraint for a target; what was compiled once is kept in memory and on disk.
+def compile_for(kind: str, source: object, whitespace: bool, target: Target) -> CompiledConstraint:
+    """Compile a constraint for a target; what was compiled once is kept in memory and on disk.
 
     Args:
       kind: one of `FRONT_ENDS`.
@@ -117,13 +132,13 @@ def compile_for(kind: str, source: Any, whitespace: bool, target: Target) -> Com
 
     Raises:
       ConstraintError: it is wrong, unsupported, too large, accepts no text, or the vocabulary cannot spell it.
+      ArgumentError: the front end does not take values of this type.
     """
-    front = FRONT_ENDS[kind]
-    given = front.read(source, whitespace)
+    read = FRONT_ENDS[kind](source, whitespace)
     return cache.cached(
         kind,
-        json.dumps(given),
-        lambda: front.compile(given),
+        read.key,
+        read.compile,
         target.vocabulary,
         eos_ids=target.eos_ids,
         logits=target.logits,

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, whoever else writes and whenever a process dies."""
+"""Files that appear whole or not at all, even if several processes write them or one dies in between."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _TEMPORARY = ".tmp-"
 _STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
 
 
-def _sync(path: Path) -> None:
-    """Make a folder's entries survive a power cut."""
-    if os.name == "nt":  # Windows cannot open a folder
+def sync(path: Path) -> None:
+    """Make a file's content, or a folder's entries, survive a power cut."""
+    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -50,7 +50,7 @@ def write_whole(path: Path, content: bytes, *, replace: bool, durable: bool = Tr
             except FileExistsError:
                 return False
         if durable:
-            _sync(path.parent)
+            sync(path.parent)
         return True
     finally:
         temporary.unlink(missing_ok=True)

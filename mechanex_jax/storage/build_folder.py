@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mechanex_jax.errors import CheckpointError
+from mechanex_jax.storage.atomic import sync
 
 
 def build_folder(target: Path, build: Callable[[Path], None]) -> Path:
-    """Returns `target`, built first if it is not there yet.
+    """Return `target`, built first if it is not there yet.
 
-    `build` fills an empty folder beside the target, which is then renamed to it: whoever sees the target sees all of
-    it, and a build that fails or is killed leaves no target. A second process waits for the first and uses its result.
+    `build` fills an empty folder beside the target, which is then renamed to it: a target that is there is
+    whole, and a build that fails or is killed leaves no target. A second process waits for the first and uses its result.
 
     Args:
       target: the folder to make; if it exists, it is complete and returned as it is.
@@ -54,29 +55,18 @@ def _build_beside(target: Path, build: Callable[[Path], None]) -> None:
     try:
         build(temporary)
         for path in sorted(temporary.rglob("*"), reverse=True):
-            _sync(path)
-        _sync(temporary)
+            sync(path)
+        sync(temporary)  # on disk before it has its name
         os.replace(temporary, target)
-        _sync(target.parent)
+        sync(target.parent)
     except BaseException:  # KeyboardInterrupt too: nothing half-written stays
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _sync(path: Path) -> None:
-    """Makes the file or folder survive a power cut, so that the rename is never on disk before the content."""
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder
-        return
-    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds an exclusive lock between processes; the system frees it when its holder dies.
+    """Hold an exclusive lock between processes; the system frees it when its holder dies.
 
     The file stays: removing it could hand two processes two different locks of one name.
     """

@@ -1,4 +1,4 @@
-"""Records on disk: a folder with one JSON file each, which appears whole or not at all. Any number of processes may use it."""
+"""Records on disk, each in a JSON file of its own, which appears whole or not at all. Any number of processes may use them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, TypeGuard
 
 from mechanex_jax.errors import MechanexError, Verbatim, expected
 from mechanex_jax.storage.atomic import sweep, write_whole
@@ -25,17 +25,25 @@ _FORMAT = 1
 _SHOWN = 12
 
 
+class _Envelope(TypedDict):
+    """The content of a file; `created` is in seconds since the epoch."""
+
+    format: int
+    created: float
+    record: dict[str, Any]
+
+
 class StoreError(MechanexError):
     """A stored file cannot be read; it stays where it is."""
 
 
-def _usable(id: Any) -> bool:
+def _usable(id: object) -> TypeGuard[str]:
     """Whether an id is a plain file name everywhere, so that it never reaches out of the folder."""
     return isinstance(id, str) and bool(_ID.fullmatch(id)) and not id.endswith(".") and not _DEVICE.fullmatch(id)
 
 
 class JsonStore:
-    """Records, which are dicts, by id.
+    """A folder of records, which are dicts, by id.
 
     Args:
       name: of the folder in the user's data folder, which is looked up at each use.
@@ -63,10 +71,10 @@ class JsonStore:
 
     def ids(self) -> list[str]:
         """All ids, sorted."""
-        found = self.folder.glob(f"*{_SUFFIX}") if self.folder.is_dir() else ()
-        return sorted(path.name.removesuffix(_SUFFIX) for path in found if _usable(path.name.removesuffix(_SUFFIX)))
+        paths = self.folder.glob(f"*{_SUFFIX}") if self.folder.is_dir() else ()
+        return sorted(path.name.removesuffix(_SUFFIX) for path in paths if _usable(path.name.removesuffix(_SUFFIX)))
 
-    def save(self, record: Mapping[str, Any], id: str | None = None) -> str:
+    def save(self, record: Mapping[str, object], id: str | None = None) -> str:
         """Keep a record.
 
         Args:
@@ -112,15 +120,15 @@ class JsonStore:
 
     def list(self) -> list[dict[str, Any]]:
         """All records, oldest first. A corrupt file is warned of by name, and left alone."""
-        found = []
+        envelopes = []
         for id in self.ids():
             try:
-                found.append((self._read(id), id))
+                envelopes.append((self._read(id), id))
             except FileNotFoundError:  # deleted meanwhile
                 continue
             except StoreError as error:
                 warnings.warn(str(error), UserWarning, stacklevel=2)
-        return [envelope["record"] for envelope, _ in sorted(found, key=lambda item: (item[0]["created"], item[1]))]
+        return [envelope["record"] for envelope, _ in sorted(envelopes, key=lambda item: (item[0]["created"], item[1]))]
 
     def delete(self, id: str) -> None:
         """Remove a record, corrupt or not.
@@ -138,18 +146,18 @@ class JsonStore:
     def _path(self, id: str) -> Path:
         return self.folder / f"{id}{_SUFFIX}"
 
-    def _bytes(self, record: dict[str, Any], id: str, created: float) -> bytes:
+    def _bytes(self, record: Mapping[str, object], id: str, created: float) -> bytes:
         envelope = {"format": _FORMAT, "created": created, "record": {**record, "id": id}}
         return json.dumps(envelope, indent=2, allow_nan=False).encode()
 
     def _created(self, id: str) -> float:
-        """When what is there was first kept; now, if nothing is there or it says nothing."""
+        """When the record was first kept; now, if there is none or its file is corrupt."""
         try:
             return self._read(id)["created"]
         except (FileNotFoundError, StoreError):
             return time.time()
 
-    def _read(self, id: str) -> dict[str, Any]:
+    def _read(self, id: str) -> _Envelope:
         path = self._path(id)
         try:
             envelope = json.loads(path.read_bytes())
@@ -164,13 +172,13 @@ class JsonStore:
             raise self._corrupt(path, "it says not when it was made")
         if envelope.get("format") != _FORMAT:
             raise self._corrupt(path, f"its format is {envelope.get('format')!r}, not {_FORMAT}")
-        envelope["record"]["id"] = id  # the file's name counts, whatever was copied where
-        return envelope
+        record = {**envelope["record"], "id": id}  # the file's name counts, whatever was copied where
+        return {"format": _FORMAT, "created": created, "record": record}
 
     def _corrupt(self, path: Path, why: str) -> StoreError:
         return StoreError(f"{path}: not a readable {self._noun} ({why}). Repair the file, or delete this {self._noun}.")
 
-    def _unknown(self, id: Any) -> Exception:
+    def _unknown(self, id: object) -> Exception:
         ids = self.ids()
         if not ids:
             return expected(

@@ -1,11 +1,11 @@
-"""Values as JSON has them: what a policy or a store keeps never holds an array, a tuple or an object."""
+"""Values that JSON can hold, without arrays, tuples or objects: what policies and stores keep."""
 
 from __future__ import annotations
 
 import math
 import numbers
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TypeAlias, TypeVar, overload
 
 from mechanex_jax.errors import expected
 
@@ -13,8 +13,17 @@ JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | flo
 """A value of which every part is one that JSON can hold."""
 
 
-def plain(name: str, value: Any) -> Any:
-    """A copy of `value` of which every part is a dict, list, string, finite number, True, False or None.
+K = TypeVar("K")
+V = TypeVar("V")
+T = TypeVar("T")
+
+
+@overload
+def plain(name: str, value: Mapping[K, V]) -> dict[str, JsonValue]: ...
+@overload
+def plain(name: str, value: object) -> JsonValue: ...
+def plain(name: str, value: object) -> JsonValue:
+    """Copy a value so that every part is a dict, list, string, finite number, True, False or None.
 
     Args:
       name: what an error calls the value.
@@ -32,23 +41,27 @@ def plain(name: str, value: Any) -> Any:
             raise expected(name, value, "finite numbers")
         return float(value)
     if isinstance(value, Mapping):
-        found: dict[str, Any] = {}
+        result: dict[str, JsonValue] = {}
         for key, part in value.items():
             if not isinstance(key, (str, int)) or isinstance(key, bool):
                 raise expected(name, key, "keys that are strings or whole numbers")
-            if str(key) in found:
+            if str(key) in result:
                 raise expected(name, key, f"one value for the key {str(key)!r}")
-            found[str(key)] = plain(f"{name}.{key}", part)
-        return found
+            result[str(key)] = plain(f"{name}.{key}", part)
+        return result
     if isinstance(value, (list, tuple)):
         return [plain(f"{name}[{index}]", part) for index, part in enumerate(value)]
-    if hasattr(value, "tolist"):
-        return plain(name, value.tolist())
+    if (to_list := getattr(value, "tolist", None)) is not None:
+        return plain(name, to_list())
     raise expected(name, value, "something that JSON can hold: a dict, list, string, number, True, False or None")
 
 
-def copied(value: Any) -> Any:
-    """The same with dicts and lists of its own; what they hold in the end, such as an array, is shared."""
+@overload
+def copied(value: Mapping[K, V]) -> dict[K, V]: ...
+@overload
+def copied(value: T) -> T: ...
+def copied(value: object) -> object:
+    """Copy dicts and lists, at every depth; what they hold in the end, such as an array, is shared."""
     if isinstance(value, Mapping):
         return {key: copied(part) for key, part in value.items()}
     return [copied(part) for part in value] if isinstance(value, (list, tuple)) else value

@@ -1,4 +1,4 @@
-"""Where the library keeps files: what can be fetched or made again, and what cannot."""
+"""The folders of the library's files: those that can be fetched or made again, and those that cannot."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Models, compiled programs and constraints: `MECHANEX_CACHE`, else the platform's own place."""
+    """The folder of models, compiled programs and constraints: `MECHANEX_CACHE`, else the platform's own place."""
     return _folder("MECHANEX_CACHE", "user_cache_dir")
 
 
 def data_folder() -> Path:
-    """What the user makes, such as steering vectors: `MECHANEX_DATA`, else the platform's own place."""
+    """The folder of what the user makes, such as steering vectors: `MECHANEX_DATA`, else the platform's own place."""
     return _folder("MECHANEX_DATA", "user_data_dir")
 
 

@@ -6,12 +6,16 @@ import datetime
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mechanex_jax.errors import ArgumentError, expected
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Template, nodes
+    from jinja2.parser import Parser
+
+Messages: TypeAlias = str | Sequence[Mapping[str, object]]
+"""A conversation: `{"role": ..., "content": ...}` each, or a text, which is one user message."""
 
 
 def default_template(stored: str | Sequence[Mapping[str, str]] | None) -> str | None:
@@ -23,11 +27,11 @@ def default_template(stored: str | Sequence[Mapping[str, str]] | None) -> str | 
 
 def render(
     template: str | None,
-    messages: str | Sequence[object],
+    messages: Messages,
     add_generation_prompt: bool,
     named_tokens: Mapping[str, str],
 ) -> str:
-    """The conversation as text.
+    """Write a conversation as the text that the model reads.
 
     Args:
       template: the model's Jinja template.
@@ -60,7 +64,7 @@ def render(
         ) from error
 
 
-def _checked(messages: str | Sequence[object]) -> list[dict[str, Any]]:
+def _checked(messages: Messages) -> list[dict[str, object]]:
     if isinstance(messages, str):
         return [{"role": "user", "content": messages}]
     checked = []
@@ -82,7 +86,7 @@ def _compile(template: str) -> Template:
 
         tags = {"generation"}  # noqa: RUF012 (jinja2's own way)
 
-        def parse(self, parser: Any) -> Any:
+        def parse(self, parser: Parser) -> list[nodes.Node]:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
@@ -91,7 +95,7 @@ def _compile(template: str) -> Template:
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+    def to_json(value: object, indent: int | None = None, **options: Any) -> str:
         return json.dumps(value, indent=indent, **{"ensure_ascii": False, **options})  # Jinja's own escapes HTML
 
     environment.filters["tojson"] = to_json

@@ -1,4 +1,4 @@
-"""From token ids to text, in pieces that are final: no broken character, and nothing that may yet turn into a stop string."""
+"""Token ids to text, in pieces that are final: no broken character, and nothing that may yet turn into a stop string."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 
 class Detokenizer:
-    """Turns tokens into text as they come; the pieces, joined, are the text, however the tokens were cut into calls.
+    """Turns tokens into text as they come. The pieces, joined, do not depend on how the tokens were cut into calls.
 
     Bytes that are no valid UTF-8 become U+FFFD. The text ends before the earliest stop string.
 
@@ -23,7 +23,7 @@ class Detokenizer:
         self.stopped = False
 
     def push(self, tokens: Iterable[int], last: bool = False) -> str:
-        """The text that became final with these tokens; with `last`, everything that is left."""
+        """Return the text that became final with these tokens; with `last`, everything that is left."""
         if self.stopped:
             return ""
         self._held += self._decoder.decode(self._join(tokens), last)
@@ -37,7 +37,7 @@ class Detokenizer:
         return ready
 
     def _possible_stop(self) -> int:
-        """Length of the longest end of the held text that begins a stop string."""
+        """The length of the longest end of the held text that begins a stop string."""
         longest = max(map(len, self._stops), default=1) - 1
         for size in range(min(longest, len(self._held)), 0, -1):
             if any(stop.startswith(self._held[-size:]) for stop in self._stops):

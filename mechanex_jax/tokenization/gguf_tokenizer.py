@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from mechanex_jax.errors import CheckpointError
 
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.pre_tokenizers import PreTokenizer
     from tokenizers.processors import PostProcessor
+
+Fields: TypeAlias = Mapping[str, Any]
+"""The metadata of a GGUF file: strings, numbers, booleans and lists of these, checked where they are read."""
 
 # llama.cpp's kinds of token: unknown, control and unused stand for no text; user-defined ones are matched as they are.
 _NO_TEXT = {2, 3, 5}
@@ -25,7 +28,7 @@ _LLAMA_3_WORDS = (
 _ROLES = {"bos": "bos_token_id", "eos": "eos_token_id", "unk": "unknown_token_id", "pad": "padding_token_id"}
 
 
-def files(source: Path, fields: Mapping[str, Any]) -> dict[str, str]:
+def tokenizer_files(source: Path, fields: Fields) -> dict[str, str]:
     """The text of `tokenizer.json` and `tokenizer_config.json`.
 
     Args:
@@ -47,12 +50,12 @@ def files(source: Path, fields: Mapping[str, Any]) -> dict[str, str]:
             f"{source}: got the pre-tokenizer {pre!r}; expected one of {', '.join(_PRE_TOKENIZERS)}. Load the model's "
             "safetensors with its tokenizer.json instead."
         )
-    pre_tokenizer, settings, begins = _PRE_TOKENIZERS[pre]
+    cut = _PRE_TOKENIZERS[pre]
     tokens = _field(source, fields, "tokens")
     kinds = fields.get("tokenizer.ggml.token_type") or [1] * len(tokens)
     roles = _roles(fields)
     around = {
-        "bos": fields.get("tokenizer.ggml.add_bos_token", begins),
+        "bos": fields.get("tokenizer.ggml.add_bos_token", cut.adds_bos),
         "eos": fields.get("tokenizer.ggml.add_eos_token"),
     }
     config = {
@@ -63,10 +66,10 @@ def files(source: Path, fields: Mapping[str, Any]) -> dict[str, str]:
     }
     if "tokenizer.chat_template" in fields:
         config["chat_template"] = fields["tokenizer.chat_template"]
-    merges = [tuple(merge.split(" ", 1)) for merge in _field(source, fields, "merges")]
+    merges = _field(source, fields, "merges")
     try:
-        tokenizer = _byte_level_bpe(tokens, kinds, merges, pre_tokenizer(), settings)
-        tokenizer.post_processor = _surround({role: roles[role] for role, wanted in around.items() if wanted}, tokens)
+        tokenizer = _byte_level_bpe(tokens, kinds, [_halves(merge) for merge in merges], cut.make(), cut.ignore_merges)
+        tokenizer.post_processor = _surround({role: roles[role] for role, added in around.items() if added}, tokens)
     except Exception as error:  # the library raises bare Exceptions
         raise CheckpointError(f"{source}: tokens and merges do not fit together ({error}). The file is corrupt.") from error
     return {
@@ -75,36 +78,42 @@ def files(source: Path, fields: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def special_ids(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Ids of the tokens that begin, end and pad, as `config.json` names them; a separate end of turn ends as well."""
-    ids: dict[str, Any] = {f"{role}_token_id": index for role, index in _roles(fields).items() if role != "unk"}
+def special_ids(fields: Fields) -> dict[str, int | list[int]]:
+    """The ids of the tokens that begin, end and pad, as `config.json` names them; a separate end of turn ends as well."""
+    roles = _roles(fields)
+    ids: dict[str, int | list[int]] = {f"{role}_token_id": index for role, index in roles.items() if role != "unk"}
     turn = fields.get("tokenizer.ggml.eot_token_id")
     if turn is not None and turn != ids.get("eos_token_id"):
-        ids["eos_token_id"] = [end for end in (ids.get("eos_token_id"), turn) if end is not None]
+        ids["eos_token_id"] = [end for end in (roles.get("eos"), turn) if end is not None]
     return ids
 
 
-def _field(source: Path, fields: Mapping[str, Any], key: str) -> Any:
+def _field(source: Path, fields: Fields, key: str) -> Any:
     if f"tokenizer.ggml.{key}" not in fields:
         raise CheckpointError(f"{source}: no field tokenizer.ggml.{key}; expected a file with its tokenizer inside.")
     return fields[f"tokenizer.ggml.{key}"]
 
 
-def _roles(fields: Mapping[str, Any]) -> dict[str, int]:
-    found = {role: fields.get(f"tokenizer.ggml.{key}") for role, key in _ROLES.items()}
-    return {role: index for role, index in found.items() if index is not None}
+def _roles(fields: Fields) -> dict[str, int]:
+    ids = {role: fields.get(f"tokenizer.ggml.{key}") for role, key in _ROLES.items()}
+    return {role: index for role, index in ids.items() if index is not None}
+
+
+def _halves(merge: str) -> tuple[str, str]:
+    first, second = merge.split(" ", 1)
+    return first, second
 
 
 def _byte_level_bpe(
     tokens: list[str],
     kinds: list[int],
-    merges: list[Any],
+    merges: list[tuple[str, str]],
     pre_tokenizer: PreTokenizer,
-    settings: Mapping[str, Any],
+    ignore_merges: bool,
 ) -> Tokenizer:
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
-    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges, **settings))
+    tokenizer = Tokenizer(models.BPE({token: index for index, token in enumerate(tokens)}, merges, ignore_merges=ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     named = list(zip(tokens, kinds, strict=True))
@@ -114,7 +123,7 @@ def _byte_level_bpe(
 
 
 def _surround(roles: Mapping[str, int], tokens: list[str]) -> PostProcessor:
-    """Puts BOS before and EOS after a text, whichever of them is given."""
+    """Put BOS before and EOS after a text, whichever of them is given."""
     from tokenizers import processors
 
     pieces = {"bos": "", "eos": ""} | {role: tokens[index] for role, index in roles.items()}
@@ -142,9 +151,17 @@ def _llama_3() -> PreTokenizer:
     return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-# By llama.cpp's name: how text is cut, settings of the BPE, and whether texts begin with BOS unless the file says so.
-_PRE_TOKENIZERS: dict[str, tuple[Callable[[], PreTokenizer], dict[str, Any], bool]] = {
-    "smollm": (_smollm, {}, False),
-    "gpt-2": (_gpt_2, {}, False),
-    "llama-bpe": (_llama_3, {"ignore_merges": True}, True),
+class _PreTokenizer(NamedTuple):
+    """How text is cut, whether tokens that are whole words skip the merges, and whether texts begin with BOS by default."""
+
+    make: Callable[[], PreTokenizer]
+    ignore_merges: bool = False
+    adds_bos: bool = False
+
+
+_PRE_TOKENIZERS = {
+    "smollm": _PreTokenizer(_smollm),
+    "gpt-2": _PreTokenizer(_gpt_2),
+    "llama-bpe": _PreTokenizer(_llama_3, ignore_merges=True, adds_bos=True),
 }
+"""By llama.cpp's names."""

@@ -66,7 +66,7 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | os.PathLike[str]) -> Tokenizer:
-        """The tokenizer of a checkpoint's folder.
+        """Read the tokenizer of a checkpoint's folder.
 
         Raises:
           CheckpointError: no tokenizer there, or files that cannot be read.
@@ -93,7 +93,7 @@ class Tokenizer:
         """
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_chat(self, messages: str | Sequence[object]) -> list[int]:
+    def encode_chat(self, messages: chat.Messages) -> list[int]:
         """The ids of a conversation up to where the model's answer begins.
 
         Args:
@@ -101,7 +101,7 @@ class Tokenizer:
         """
         return self.encode(self.apply_chat_template(messages), add_special_tokens=False)
 
-    def apply_chat_template(self, messages: str | Sequence[object], *, add_generation_prompt: bool = True) -> str:
+    def apply_chat_template(self, messages: chat.Messages, *, add_generation_prompt: bool = True) -> str:
         """The conversation as the one text that the model was trained on.
 
         Args:
@@ -130,8 +130,8 @@ class Tokenizer:
         """The bytes of every token."""
         content = json.loads(self._content)
         # Some models have fewer logits than tokens; the tokenizer's ids are then what counts.
-        own = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        return Vocabulary.from_tokenizer_json(content, max(self._size or 0, own))
+        ids_end = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
+        return Vocabulary.from_tokenizer_json(content, max(self._size or 0, ids_end))
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -139,7 +139,7 @@ class Tokenizer:
         return hashlib.sha256(self._content.encode()).hexdigest()
 
 
-def _text(token: str | Mapping[str, Any]) -> str:
+def _text(token: str | Mapping[str, str]) -> str:
     return token if isinstance(token, str) else token["content"]
 
 

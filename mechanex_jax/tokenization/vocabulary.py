@@ -10,11 +10,14 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from mechanex_jax.errors import CheckpointError, expected
+
+TokenizerJson: TypeAlias = Mapping[str, Any]
+"""The content of a `tokenizer.json`, or an object in it: the form is the `tokenizers` library's."""
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _HARMLESS = {"Fuse", "Strip", "ByteFallback"}  # decoders that leave a token's own bytes as they are, or are read below
@@ -22,7 +25,7 @@ _HARMLESS = {"Fuse", "Strip", "ByteFallback"}  # decoders that leave a token's o
 
 @dataclass(frozen=True, eq=False)
 class Vocabulary:
-    """Ragged bytes of all tokens.
+    """The bytes of all tokens, one after another.
 
     Attributes:
       offsets: int32 `[V + 1]`; token `i` is `bytes[offsets[i]:offsets[i + 1]]`.
@@ -36,7 +39,7 @@ class Vocabulary:
 
     @classmethod
     def from_tokens(cls, tokens: Iterable[bytes | None]) -> Vocabulary:
-        """A vocabulary from each id's bytes; None marks a special token."""
+        """Make a vocabulary from each id's bytes; None marks a special token."""
         listed = list(tokens)
         offsets = np.zeros(len(listed) + 1, np.int32)
         np.cumsum([len(token or b"") for token in listed], out=offsets[1:])
@@ -47,8 +50,8 @@ class Vocabulary:
         return cls(offsets, joined, special)
 
     @classmethod
-    def from_tokenizer_json(cls, content: Mapping[str, Any], size: int | None = None) -> Vocabulary:
-        """The vocabulary of a `tokenizer.json`.
+    def from_tokenizer_json(cls, content: TokenizerJson, size: int | None = None) -> Vocabulary:
+        """Read the vocabulary of a `tokenizer.json`.
 
         Args:
           content: the parsed file. Byte-level tokenizers (GPT-2, Llama 3, SmolLM2) and SentencePiece ones (Llama 2,
@@ -63,11 +66,11 @@ class Vocabulary:
         model = content["model"]
         ids = _ids(model["vocab"])
         added = content.get("added_tokens") or []
-        own = 1 + max((*ids.values(), *(token["id"] for token in added)), default=-1)
-        if size is not None and size < own:
-            raise expected("size", size, f"at least {own}, the tokenizer's own", "Does the tokenizer belong to the model?")
+        ids_end = 1 + max((*ids.values(), *(token["id"] for token in added)), default=-1)
+        if size is not None and size < ids_end:
+            raise expected("size", size, f"at least {ids_end}, the tokenizer's own", "Does the tokenizer belong to the model?")
         spell = _spelling(content)
-        tokens: list[bytes | None] = [None] * (size or own)
+        tokens: list[bytes | None] = [None] * (size or ids_end)
         for text, index in ids.items():
             tokens[index] = spell(text)
         for index in _unknown(model, ids):
@@ -100,20 +103,20 @@ class Vocabulary:
         return digest.hexdigest()
 
 
-def _ids(vocab: Any) -> dict[str, int]:
+def _ids(vocab: dict[str, int] | list[tuple[str, float]]) -> dict[str, int]:
     # Unigram lists [piece, score] by id, the others map each piece to its id.
     return vocab if isinstance(vocab, dict) else {piece: index for index, (piece, _) in enumerate(vocab)}
 
 
-def _unknown(model: Mapping[str, Any], ids: Mapping[str, int]) -> Iterable[int]:
+def _unknown(model: TokenizerJson, ids: Mapping[str, int]) -> Iterable[int]:
     """The ids that stand for text which the tokenizer cannot spell."""
     named = {index for piece, index in ids.items() if piece == model.get("unk_token")}
     return named | ({model["unk_id"]} if model.get("unk_id") is not None else set())
 
 
-def _spelling(content: Mapping[str, Any]) -> Callable[[str], bytes]:
-    """The function from a token's spelling in the file to its bytes, as the file's decoder has it."""
-    decoder: Mapping[str, Any] = content.get("decoder") or {"type": None}
+def _spelling(content: TokenizerJson) -> Callable[[str], bytes]:
+    """The function from a token's spelling in the file to its bytes, by the file's decoder."""
+    decoder: TokenizerJson = content.get("decoder") or {"type": None}
     parts = decoder["decoders"] if decoder["type"] == "Sequence" else [decoder]
     kinds = {part["type"] for part in parts}
     spaces = [space for part in parts if (space := _space(part)) is not None]
@@ -128,7 +131,7 @@ def _spelling(content: Mapping[str, Any]) -> Callable[[str], bytes]:
     )
 
 
-def _space(part: Mapping[str, Any]) -> str | None:
+def _space(part: TokenizerJson) -> str | None:
     """The character that a decoder turns into a space, if it is one that does."""
     if part["type"] == "Metaspace":
         return part["replacement"]

@@ -147,8 +147,7 @@ def token_bytes(ours) -> list[bytes]:
 
 
 def compiled(tokenizer: Tokenizer, kind: str, source) -> CompiledConstraint:
-    front = FRONT_ENDS[kind]
-    pushdown = front.compile(front.read(source, False))
+    pushdown = FRONT_ENDS[kind](source, False).compile()
     return CompiledConstraint(
         pushdown, tokenizer.vocabulary, build.build(pushdown, tokenizer.vocabulary, eos_ids=tokenizer.eos_ids)
     )

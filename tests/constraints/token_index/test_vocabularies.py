@@ -107,7 +107,7 @@ def built(vocabularies):
     @functools.cache
     def build(kind: str, name: str):
         front, source, _ = CONSTRAINTS[name]
-        pushdown = FRONT_ENDS[front].compile(FRONT_ENDS[front].read(source, False))
+        pushdown = FRONT_ENDS[front](source, False).compile()
         vocabulary, eos = vocabularies[kind]
         found = tables.build(pushdown, vocabulary, eos_ids=[eos])
         automaton = pack_constraints([found], vocabulary)
