@@ -20,8 +20,9 @@ from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.storage.paths import cache_folder
 
 if TYPE_CHECKING:
+    from typing import Any as Device  # a jax.Device, which is no class to a type checker
+
     from jax.typing import DTypeLike
-    from jaxlib.xla_client import Device
 
     from mechanex_jax import loops, transforms
     from mechanex_jax.architectures import Model

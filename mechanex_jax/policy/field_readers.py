@@ -107,7 +107,7 @@ def mapping(name: str, value: object) -> dict[str, object]:
     """A mapping, kept as JSON has it."""
     if not isinstance(value, Mapping):
         raise expected(name, value, "a mapping")
-    return plain(name, value)
+    return {**plain(name, value)}
 
 
 def json_schema(name: str, value: object) -> JsonSchema:

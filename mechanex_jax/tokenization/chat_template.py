@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jinja2 import Template, nodes
     from jinja2.parser import Parser
 
-Messages: TypeAlias = str | Sequence[Mapping[str, object]]
+Messages: TypeAlias = str | Sequence[object]  # each {"role": ..., "content": ...}
 """A conversation: `{"role": ..., "content": ...}` each, or a text, which is one user message."""
 
 
