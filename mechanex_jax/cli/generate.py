@@ -6,20 +6,23 @@ import secrets
 import sys
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
 from mechanex_jax.cli import base
-from mechanex_jax.cli.options import shares_options
+from mechanex_jax.cli.options import Arguments, shares_options
 from mechanex_jax.engine.config import GenerationConfig
+
+if TYPE_CHECKING:
+    from mechanex_jax.generation import Completion
 
 
 @shares_options
 def generate(
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue; - reads it from standard input.")],
-    arguments: dict[str, Any],
-    session: dict[str, Any],
+    arguments: Arguments,
+    session: Arguments,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object at the end, with tokens, logprobs and the seed.")
     ] = False,
@@ -46,7 +49,8 @@ def generate(
         sys.stdout.write("\n")
         return
     begun = time.perf_counter()
-    completion: Any = running.generation.generate(text, seed=seed, details=True, **arguments)
+    completion = cast("Completion", running.generation.generate(text, seed=seed, details=True, **arguments))
+    selection = cast("dict[str, object]", completion.trace.get("selection", {}))  # a policy's winner
     result = {
         "prompt": text,
         "text": completion.text,
@@ -54,7 +58,7 @@ def generate(
         "logprobs": completion.logprobs,
         "finish_reason": completion.finish_reason,
         "model": running.local_model().name,
-        "method": completion.trace.get("selection", {}).get("sampling_method", arguments["sampling_method"]),
+        "method": selection.get("sampling_method", arguments["sampling_method"]),
         "seed": seed,
         "seconds": round(time.perf_counter() - begun, 3),
     }
@@ -65,8 +69,8 @@ def generate(
 def batch(
     source: Annotated[Path, typer.Argument(metavar="IN", help="Prompts, one JSON object a line.")],
     target: Annotated[Path, typer.Argument(metavar="OUT", help="Texts, one JSON object a line.")],
-    arguments: dict[str, Any],
-    session: dict[str, Any],
+    arguments: Arguments,
+    session: Arguments,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that decode together; fewer take less memory.")] = 32,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Start anew, whatever OUT holds.")] = False,
 ) -> None:

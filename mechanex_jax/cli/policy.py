@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mechanex_jax.cli import base
-from mechanex_jax.cli import policy_given as given
-from mechanex_jax.cli.options import shares_session
+from mechanex_jax.cli import policy_inputs as inputs
+from mechanex_jax.cli.options import Arguments, shares_session
 from mechanex_jax.errors import MechanexError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+    from rich.text import Text
+
+    from mechanex_jax.policy import Policies
+    from mechanex_jax.policy.controls import Policy
+    from mechanex_jax.policy.rounds import CandidateRecord, RunResult, RunTrace
+    from mechanex_jax.policy.tuning import SearchResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -38,11 +47,9 @@ _Policy = Annotated[str, typer.Argument(metavar="POLICY", help="A JSON file, a s
 _Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a saved policy, such as pol_0123abcd.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-_Result = Mapping[str, Any]
 
-
-def _start(session: dict[str, Any], policies: Sequence[Any]) -> Any:
-    """A session with the model of --model, or of the policies, or the default one; and those that policies name."""
+def _start(session: Arguments, policies: Sequence[Policy]) -> Policies:
+    """Policies in a session with the model of --model, or of the policies, or the default one; and those that policies name."""
     named = [policy.model.model for policy in policies if policy.model.model not in (None, "default")]
     if session["model"] is None and len(set(named)) == 1 and len(named) == len(policies):
         session = {**session, "model": named[0]}
@@ -52,14 +59,14 @@ def _start(session: dict[str, Any], policies: Sequence[Any]) -> Any:
     return running.policy
 
 
-def _seed(session: dict[str, Any]) -> int:
+def _seed(session: Arguments) -> int:
     return secrets.randbits(32) if session["seed"] is None else session["seed"]
 
 
 # --- what is shown ---
 
 
-def _line(text: str, longest: int = 60) -> Any:
+def _line(text: str, longest: int = 60) -> Text:
     """Text as one line of a table, never read as markup."""
     from rich.text import Text
 
@@ -71,24 +78,24 @@ def _yes(value: bool) -> str:
     return "yes" if value else "no"
 
 
-def _figures(found: _Result) -> tuple[str, ...]:
+def _figures(result: RunResult | CandidateRecord) -> tuple[str, ...]:
     """The columns that all runs have."""
-    return _yes(found["accepted"]), f"{found['score']:.2f}", f"{found['confidence']:.3f}", str(found["tokens"])
+    return _yes(result["accepted"]), f"{result['score']:.2f}", f"{result['confidence']:.3f}", str(result["tokens"])
 
 
 _FIGURES = ("Accepted", "Score", "Confidence", "Tokens")
 
 
-def _candidates(trace: _Result) -> Any:
+def _candidates(trace: RunTrace) -> Table:
     table = base.table("Round", "Slot", "Method", "T", "Top-p", *_FIGURES, "Why", "Output")
-    for found in trace["candidates"]:
-        place = (str(found["round"]), str(found["slot"]), found["sampling_method"])
-        values = (f"{found['temperature']:.2f}", f"{found['top_p']:.2f}")
-        table.add_row(*place, *values, *_figures(found), _line(found["reason"], 40), _line(found["output"], 40))
+    for candidate in trace["candidates"]:
+        place = (str(candidate["round"]), str(candidate["slot"]), candidate["sampling_method"])
+        values = (f"{candidate['temperature']:.2f}", f"{candidate['top_p']:.2f}")
+        table.add_row(*place, *values, *_figures(candidate), _line(candidate["reason"], 40), _line(candidate["output"], 40))
     return table
 
 
-def _name(policy: Any, spec: str) -> str:
+def _name(policy: Policy, spec: str) -> str:
     return policy.name or policy.id or spec
 
 
@@ -100,8 +107,8 @@ def _name(policy: Any, spec: str) -> str:
 def run(
     prompt: _Prompt,
     policy: _Policy,
-    arguments: dict[str, Any],
-    session: dict[str, Any],
+    arguments: Arguments,
+    session: Arguments,
     trace: Annotated[bool, typer.Option("--trace", help="Show all candidates too.")] = False,
     as_json: _Json = False,
 ) -> None:
@@ -111,22 +118,24 @@ def run(
       mechanex-jax policy run "Name three rivers." diverse_chatbot --chat
       mechanex-jax policy run - router.json --trace < question.txt
     """
-    chosen = given.policy(policy)
-    text = given.checked(base.stdin() if prompt == "-" else prompt)
+    chosen = inputs.policy(policy)
+    text = inputs.checked(base.stdin() if prompt == "-" else prompt)
     seed = _seed(session)
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed}
-    found = _start(session, [chosen]).run(text, chosen, include_trace=True, **options)
+    result = _start(session, [chosen]).run(text, chosen, include_trace=True, **options)
+    record = result["trace"]
+    assert record is not None, "it was asked for"
     if as_json:
-        base.print_json({"prompt": text, **found, "trace": found["trace"] if trace else None, "seed": seed})
+        base.print_json({"prompt": text, **result, "trace": record if trace else None, "seed": seed})
         return
-    typer.echo(found["output"])
+    typer.echo(result["output"])
     if trace:
         typer.echo()
-        base.print_table(_candidates(found["trace"]))
-    how = "Accepted" if found["accepted"] else f"Not accepted ({found['trace']['selection']['reason']})"
-    count = len(found["trace"]["candidates"])
-    of = f"{found['tokens']} tokens; {count} candidate{'s' * (count > 1)} in {found['latency_ms']} ms; seed {seed}"
-    base.note(f"{how}: score {found['score']:.2f}, confidence {found['confidence']:.3f}, {of}.")
+        base.print_table(_candidates(record))
+    how = "Accepted" if result["accepted"] else f"Not accepted ({record['selection']['reason']})"
+    count = len(record["candidates"])
+    of = f"{result['tokens']} tokens; {count} candidate{'s' * (count > 1)} in {result['latency_ms']} ms; seed {seed}"
+    base.note(f"{how}: score {result['score']:.2f}, confidence {result['confidence']:.3f}, {of}.")
 
 
 @app.command()
@@ -134,8 +143,8 @@ def run(
 def compare(
     prompt: _Prompt,
     policies: Annotated[list[str], typer.Argument(metavar="POLICY...", help="JSON files, saved ones' ids, builders' names.")],
-    arguments: dict[str, Any],
-    session: dict[str, Any],
+    arguments: Arguments,
+    session: Arguments,
     as_json: _Json = False,
 ) -> None:
     """Run several policies on a PROMPT, with the same seed.
@@ -143,17 +152,17 @@ def compare(
     \b
       mechanex-jax policy compare "Name three rivers." diverse_chatbot mine.json --chat
     """
-    chosen = [given.policy(spec) for spec in policies]
-    text = given.checked(base.stdin() if prompt == "-" else prompt)
+    chosen = [inputs.policy(spec) for spec in policies]
+    text = inputs.checked(base.stdin() if prompt == "-" else prompt)
     seed = _seed(session)
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed}
-    found = _start(session, chosen).compare(text, chosen, **options)
+    comparison = _start(session, chosen).compare(text, chosen, **options)
     if as_json:
-        base.print_json({"prompt": text, **found, "seed": seed})
+        base.print_json({"prompt": text, **comparison, "seed": seed})
         return
     table = base.table("Policy", *_FIGURES, "ms", "Candidates", "Output")
-    for one, spec, result in zip(chosen, policies, found["results"], strict=True):
-        more = (str(result["latency_ms"]), str(len(result["trace"]["candidates"])))
+    for one, spec, result in zip(chosen, policies, comparison["results"], strict=True):
+        more = (str(result["latency_ms"]), str(len(result["trace"]["candidates"] if result["trace"] else ())))
         table.add_row(_line(_name(one, spec), 32), *_figures(result), *more, _line(result["output"]))
     base.print_table(table)
 
@@ -163,8 +172,8 @@ def compare(
 def evaluate(
     prompts: _Prompts,
     policy: _Policy,
-    arguments: dict[str, Any],
-    session: dict[str, Any],
+    arguments: Arguments,
+    session: Arguments,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows that decode together; fewer take less memory.")] = 32,
     as_json: _Json = False,
 ) -> None:
@@ -173,19 +182,19 @@ def evaluate(
     \b
       mechanex-jax policy evaluate prompts.txt pol_0123abcd --seed 1
     """
-    chosen, texts, seed = given.policy(policy), given.prompts(prompts), _seed(session)
+    chosen, texts, seed = inputs.policy(policy), inputs.prompts(prompts), _seed(session)
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed, "batch_size": batch_size}
-    found = _start(session, [chosen]).evaluate(texts, chosen, **options)
+    evaluation = _start(session, [chosen]).evaluate(texts, chosen, **options)
     if as_json:
-        base.print_json({**found, "seed": seed})
+        base.print_json({**evaluation, "seed": seed})
         return
     table = base.table("Prompt", *_FIGURES, "Output")
-    for prompt, result in zip(texts, found["outputs"], strict=True):
+    for prompt, result in zip(texts, evaluation["outputs"], strict=True):
         table.add_row(_line(prompt, 40), *_figures(result), _line(result["output"]))
     base.print_table(table)
     typer.echo(
-        f"\n{found['pass_count']} of {found['num_prompts']} accepted ({found['success_rate']:.0%}); on average score "
-        f"{found['avg_score']:.3f}, {found['avg_tokens']:.1f} tokens, {found['avg_latency_ms']:.0f} ms"
+        f"\n{evaluation['pass_count']} of {evaluation['num_prompts']} accepted ({evaluation['success_rate']:.0%}); on average "
+        f"score {evaluation['avg_score']:.3f}, {evaluation['avg_tokens']:.1f} tokens, {evaluation['avg_latency_ms']:.0f} ms"
     )
 
 
@@ -193,8 +202,8 @@ def evaluate(
 @shares_session
 def tune(
     prompts: _Prompts,
-    arguments: dict[str, Any],
-    session: dict[str, Any],
+    arguments: Arguments,
+    session: Arguments,
     policy: Annotated[
         str | None, typer.Option(metavar="POLICY", help="Where to start: as for `run`; otherwise nothing.")
     ] = None,
@@ -223,42 +232,42 @@ def tune(
         from mechanex_jax.steering.plots import figure_class
 
         figure_class()  # before hours of work for nothing
-    start = given.policy(policy) if policy is not None else None
-    texts, wanted, seed = given.prompts(prompts), given.space(space, tries or ()), _seed(session)
+    start = inputs.policy(policy) if policy is not None else None
+    texts, grid, seed = inputs.prompts(prompts), inputs.space(space, tries or ()), _seed(session)
     running = _start(session, [] if start is None else [start])
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed, "batch_size": batch_size}
-    found = running.auto_tune(texts, start, search_space=wanted, max_trials=max_trials, **options)
-    saved = running.save(found["best_policy"]) if save else None
+    search = running.auto_tune(texts, start, search_space=grid, max_trials=max_trials, **options)
+    saved = running.save(search["best_policy"]) if save else None
     if plot is not None:
         from mechanex_jax.policy import plots
 
-        plots.plot(found, plot)
+        plots.plot(search, plot)
     if as_json:
-        base.print_json({**found, "seed": seed, "saved": saved})
+        base.print_json({**search, "seed": seed, "saved": saved})
     else:
-        _show_trials(found)
+        _show_trials(search)
         if saved is not None:
             typer.echo(f"\nSaved as {saved}")
-    if found["interrupted"]:
+    if search["interrupted"]:
         base.note("Interrupted: these are the trials until then.")
         raise typer.Exit(base.INTERRUPTED)
 
 
-def _show_trials(found: _Result) -> None:
+def _show_trials(search: SearchResult) -> None:
     """Trials in their order, the best one marked; then what it sets."""
-    paths = [*found["best_trial"]["values"]]
+    paths = [*search["best_trial"]["values"]]
     short = [path.rpartition(".")[2] for path in paths]
     names = short if len(set(short)) == len(short) else paths
     table = base.table("", "Trial", *names, "Accepted", "Score", "Tokens", "ms", "Held out: accepted", "Score")
-    for number, trial in enumerate(found["trials"], 1):
+    for number, trial in enumerate(search["trials"], 1):
         values = [_line(value if isinstance(value, str) else json.dumps(value), 24) for value in trial["values"].values()]
         held = trial["held_out"]
         unseen = ("", "") if held is None else (f"{held['success_rate']:.0%}", f"{held['avg_score']:.3f}")
         figures = (f"{trial['success_rate']:.0%}", f"{trial['avg_score']:.3f}", f"{trial['avg_tokens']:.1f}")
-        mark = "*" if trial == found["best_trial"] else ""
+        mark = "*" if trial == search["best_trial"] else ""
         table.add_row(mark, str(number), *values, *figures, f"{trial['avg_latency_ms']:.0f}", *unseen)
     base.print_table(table)
-    typer.echo(f"\nBest policy:\n{json.dumps(found['best_policy'], indent=2)}")
+    typer.echo(f"\nBest policy:\n{json.dumps(search['best_policy'], indent=2)}")
 
 
 @app.command("list")
@@ -266,12 +275,12 @@ def list_policies(as_json: _Json = False) -> None:
     """List the saved policies, oldest first."""
     from mechanex_jax.policy import default, validate
 
-    found = default.list()
+    saved = default.list()
     if as_json:
-        base.print_json(found)
+        base.print_json(saved)
         return
     table = base.table("Id", "Name", "Method", "Candidates", "Verifiers", "Description")
-    for item in found:
+    for item in saved:
         try:
             policy = validate.read(item)
         except MechanexError as error:  # changed by hand, or saved by another version
@@ -288,7 +297,7 @@ def show(policy: _Policy) -> None:
     """Print a POLICY as JSON."""
     from mechanex_jax.storage.json_values import plain
 
-    typer.echo(json.dumps(plain("policy", given.policy(policy).given), indent=2))
+    typer.echo(json.dumps(plain("policy", inputs.policy(policy).given), indent=2))
 
 
 @app.command()
@@ -296,7 +305,7 @@ def save(policy: _Policy) -> None:
     """Keep a POLICY, under its "id" if it has one; prints the id."""
     from mechanex_jax.policy import default
 
-    typer.echo(default.save(given.policy(policy).given))
+    typer.echo(default.save(inputs.policy(policy).given))
 
 
 @app.command()

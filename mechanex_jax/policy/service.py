@@ -57,7 +57,7 @@ class Policies(SavedPolicies):
     def run(
         self,
         prompt: str,
-        policy: Mapping[str, object] | None = None,
+        policy: Mapping[str, object] | Policy | None = None,
         policy_id: str | None = None,
         model: str = "default",
         max_new_tokens: int = 128,
@@ -92,7 +92,7 @@ class Policies(SavedPolicies):
     def compare(
         self,
         prompt: str,
-        policies: Sequence[Mapping[str, object]],
+        policies: Sequence[Mapping[str, object] | Policy],
         max_new_tokens: int = 128,
         *,
         model: str = "default",
@@ -115,7 +115,7 @@ class Policies(SavedPolicies):
     def evaluate(
         self,
         prompts: Sequence[str],
-        policy: Mapping[str, object] | None = None,
+        policy: Mapping[str, object] | Policy | None = None,
         policy_id: str | None = None,
         max_new_tokens: int = 128,
         *,
@@ -150,7 +150,7 @@ class Policies(SavedPolicies):
     def auto_tune(
         self,
         prompts: Sequence[str],
-        base_policy: Mapping[str, object] | None = None,
+        base_policy: Mapping[str, object] | Policy | None = None,
         base_policy_id: str | None = None,
         search_space: Mapping[str, Sequence[object]] | None = None,
         max_trials: int = 24,

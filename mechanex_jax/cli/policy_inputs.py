@@ -1,36 +1,41 @@
-"""What the commands of `policy` are given: policies, prompts and search spaces, right before a model is fetched."""
+"""Inputs of the commands of `policy`: policies, prompts and search spaces, checked before a model is fetched."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mechanex_jax.cli import base
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
 
+if TYPE_CHECKING:
+    from mechanex_jax.policy.controls import Policy
+    from mechanex_jax.policy.presets import PolicyDict
+    from mechanex_jax.storage.json_values import JsonValue
 
-def _from_schema(option: str) -> Any:
+
+def _from_schema(option: str) -> PolicyDict:
     from mechanex_jax.policy import presets
 
     return presets.strict_json_extraction(base.json_file(Path(option)))
 
 
-def _from_models(option: str) -> Any:
+def _from_models(option: str) -> PolicyDict:
     from mechanex_jax.policy import presets
 
     return presets.ensemble_vote([name.strip() for name in option.split(",") if name.strip()])
 
 
-def _from_preset(option: str) -> Any:
+def _from_preset(option: str) -> PolicyDict:
     from mechanex_jax.policy import presets
 
     return presets.steering_preset(option)
 
 
-def _without_option(name: str) -> Callable[[str], Any]:
-    def build(option: str) -> Any:
+def _without_option(name: str) -> Callable[[str], PolicyDict]:
+    def build(option: str) -> PolicyDict:
         from mechanex_jax.policy import presets
 
         if option:
@@ -40,8 +45,8 @@ def _without_option(name: str) -> Callable[[str], Any]:
     return build
 
 
-# Builders: what each takes after the colon, in words, and how it is made of that.
-_BUILDERS: dict[str, tuple[str, Callable[[str], Any]]] = {
+# Builders: what each takes after the colon, in words, and the function that builds the policy from it.
+_BUILDERS: dict[str, tuple[str, Callable[[str], PolicyDict]]] = {
     "strict_json_extraction": ("the file of a JSON Schema", _from_schema),
     "fast_tool_router": ("", _without_option("fast_tool_router")),
     "diverse_chatbot": ("", _without_option("diverse_chatbot")),
@@ -50,7 +55,7 @@ _BUILDERS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def policy(spec: str) -> Any:
+def policy(spec: str) -> Policy:
     """The policy that an argument names: a JSON file, a saved one's id, or a builder with what it takes."""
     from mechanex_jax.policy import default, validate
 
@@ -60,31 +65,31 @@ def policy(spec: str) -> Any:
         takes, build = _BUILDERS[name]
         if takes and not option:
             raise expected("POLICY", spec, f"{takes} with it", f"Write {name}:...")
-        found = build(option)
+        mapping = build(option)
     elif path.suffix == ".json" or path.is_file():
-        found = base.json_file(path)
+        mapping = base.json_file(path)
     else:
         try:
-            found = default.get(spec)
+            mapping = default.get(spec)
         except ArgumentError as error:
             raise ArgumentError(f"{error} Or a JSON file, or one of {', '.join(_BUILDERS)}.") from None
-    return validate.read(found)
+    return validate.read(mapping)
 
 
-def prompts(given: str) -> list[str]:
+def prompts(spec: str) -> list[str]:
     """Prompts of a file, of standard input, or the one that was given."""
-    path = Path(given)
-    if given == "-":
-        found = [line for line in base.stdin().splitlines() if line.strip()]
+    path = Path(spec)
+    if spec == "-":
+        texts = [line for line in base.stdin().splitlines() if line.strip()]
     elif path.suffix == ".jsonl":
-        found = [*_rows(path)]
+        texts = [*_rows(path)]
     elif path.suffix == ".txt":
-        found = [line for line in base.text_file(path).splitlines() if line.strip()]
+        texts = [line for line in base.text_file(path).splitlines() if line.strip()]
     else:
-        found = [given]
-    if not found:
-        raise expected("PROMPTS", Verbatim(f"no prompt in {given}"), "at least one")
-    return [checked(prompt) for prompt in found]
+        texts = [spec]
+    if not texts:
+        raise expected("PROMPTS", Verbatim(f"no prompt in {spec}"), "at least one")
+    return [checked(prompt) for prompt in texts]
 
 
 def _rows(path: Path) -> Iterator[str]:
@@ -120,15 +125,15 @@ def space(file: Path | None, tries: Sequence[str]) -> dict[str, Any]:
     return space
 
 
-def _values(given: str) -> list[Any]:
+def _values(text: str) -> list[JsonValue]:
     """JSON values with commas between them; what is no JSON is a string."""
     try:
-        return json.loads(f"[{given}]")
+        return json.loads(f"[{text}]")
     except ValueError:
-        return [_value(part.strip()) for part in given.split(",")]
+        return [_value(part.strip()) for part in text.split(",")]
 
 
-def _value(part: str) -> Any:
+def _value(part: str) -> JsonValue:
     try:
         return json.loads(part)
     except ValueError:
