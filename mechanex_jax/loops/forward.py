@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,13 @@ from mechanex_jax.errors import expected
 from mechanex_jax.loops.inputs import Tokens, Whole
 from mechanex_jax.loops.language_model import LanguageModel, ModelHandle, logits_of, unwrap
 from mechanex_jax.rows import Array
+
+if TYPE_CHECKING:
+    _TokensOfForward: TypeAlias = Tokens | Integer[Array, " S"] | Sequence[Whole]
+    _Lengths: TypeAlias = Integer[Array, " B"] | Sequence[Whole] | None
+    _Edits: TypeAlias = Edits
+else:  # at run time `forward` itself says what is wrong with them
+    _TokensOfForward = _Lengths = _Edits = object
 
 
 class ForwardOutput(NamedTuple):
@@ -46,10 +53,10 @@ def _forward(
 
 def forward(
     model: LanguageModel | ModelHandle,
-    tokens: Tokens | Integer[Array, " S"] | Sequence[Whole],
+    tokens: _TokensOfForward,
     *,
-    lengths: Integer[Array, " B"] | Sequence[Whole] | None = None,
-    edits: Edits = None,
+    lengths: _Lengths = None,
+    edits: _Edits = None,
     capture: str | Sequence[str] = (),
 ) -> ForwardOutput:
     """Compute logits and activations of given tokens.
