@@ -74,14 +74,14 @@ def compose(edits: object) -> tuple[Edit, ...]:
     return tuple(several)
 
 
-def check(edits: Edits, layers: int | None, width: int | None) -> None:
+def check(edits: object, layers: int | None, width: int | None) -> None:
     """Hold edits against a model, on the host: without this a layer that the model lacks would be a silent no-op.
 
     >>> from mechanex_jax import edits
     >>> check(edits.add([0.0, 1.0], layer=3), layers=12, width=2)
 
     Args:
-      edits: one, several or none; those of one's own that have no method `check` pass.
+      edits: as `Edits`; those of one's own that have no method `check` pass.
       layers: how many layers the model has; None, of a model that does not say, accepts all.
       width: D of the model, or None.
 
