@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Hashable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,12 @@ from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.storage.paths import cache_folder
 
 if TYPE_CHECKING:
-    from typing import Any as Device  # a jax.Device, which is no class to a type checker
-
     from jax.typing import DTypeLike
 
     from mechanex_jax import loops, transforms
     from mechanex_jax.architectures import Model
+
+    Device: TypeAlias = Any  # a jax.Device, which is no class to a type checker
 
 DTYPES = ("float32", "bfloat16", "float16")
 
