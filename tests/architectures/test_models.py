@@ -151,6 +151,7 @@ def test_logits_of_the_last_token_alone_or_of_none(name: str, pair) -> None:
     np.testing.assert_array_equal(none.cache.lengths, p.lengths)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in TABLE.items() if case.without])
 def test_the_table_would_notice(name: str, pair, tmp_path: Path) -> None:
     """What a case is there for changes the logits, by far more than the tolerance."""

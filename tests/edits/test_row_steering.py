@@ -276,6 +276,7 @@ def test_each_prompt_of_a_batch_has_its_own_vector(session) -> None:
     assert [a == b for a, b in zip(together, plain, strict=True)] == [True, False, False]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_strength_zero_is_unsteered(session) -> None:
     plain: Any = session.generation.generate("the future", 8, seed=1, details=True)

@@ -328,6 +328,7 @@ def test_edits_and_transforms_hold_one_value_per_prompt(pair):
     assert (out.tokens[0] != run(transform, prompts, [3] * 4, model, edits=one, beam_width=3).tokens[0]).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pieces", [[1] * 9, [4, 5], [2, 7]], ids=str)
 def test_the_same_hypotheses_however_the_loop_is_cut_into_chunks(pieces, monkeypatch):
     def cut(program, carry, chunk):

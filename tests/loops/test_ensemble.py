@@ -160,6 +160,7 @@ def test_a_ragged_batch_with_weights_of_its_own_equals_each_row_alone(voting):
         np.testing.assert_array_equal(together.tokens[row], alone.tokens[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("voting", VOTING)
 def test_the_same_tokens_however_the_loop_is_cut_into_chunks(voting):
     arguments = {"key": KEY, "max_new_tokens": 12, "eos_ids": [4]}

@@ -49,6 +49,7 @@ def walk(dfa: ByteDfa, rng: random.Random, most: int = 60) -> bytes | None:
     return None
 
 
+@pytest.mark.slow
 @quick
 @given(intervals, intervals)
 def test_sets_of_code_points_behave_like_sets(a, b):
@@ -195,6 +196,7 @@ def test_every_json_spelling_of_an_accepted_text_is_accepted_and_of_no_other(wor
         assert label(spelt, inside) == -1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pattern", ["[^a]{0,3}", "\\w+", '["\\\\/\\n]*', "[😀-😅é]{1,2}", "(?s:.){0,4}", "a[\\u0080-\\u07ff]?"]
 )

@@ -102,6 +102,7 @@ def test_masks_are_those_of_the_tokens_one_by_one_wherever_one_can_get(name):
     assert len(seen) >= (3 if name == "words" else 7)
 
 
+@pytest.mark.slow
 def test_a_token_that_was_not_allowed_is_the_end_of_it():
     automaton = one_row(pack_constraints([built("json")], VOCABULARY))
     inside = advance(automaton, begin(automaton), 1 + ord("["))
@@ -111,6 +112,7 @@ def test_a_token_that_was_not_allowed_is_the_end_of_it():
         assert int(advance(automaton, dead, 1 + ord("1")).state) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["json", "lists", "chain", "calls 1", "calls 2", "calls 3", "words"])
 def test_whatever_is_chosen_the_text_is_complete_when_its_tokens_are_spent(name):
     net, automaton, rng = pushdown(name), one_row(pack_constraints([built(name)], VOCABULARY)), np.random.default_rng(5)

@@ -129,6 +129,7 @@ def test_schemas_may_be_text_or_models(schema):
         assert json_schema.pushdown_automaton(other).target.shape == json_schema.pushdown_automaton(schema).target.shape
 
 
+@pytest.mark.slow
 def test_a_schema_gives_the_same_automaton_in_every_process():
     patterns = [{"patternProperties": {"^a": {"type": "integer"}}}, {"patternProperties": {"z$": {}}, "required": ["k"]}]
     listed = {"properties": {"foo": {"type": "string"}, "bar": {}}, "required": ["bar", "baz"]}
