@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from mechanex_jax import policy, session
-from mechanex_jax.edits import Edit, Edits, check, compose
+from mechanex_jax.edits import Edit, Edits, check
 from mechanex_jax.engine import run as engine
 from mechanex_jax.engine.config import GenerationConfig, one_value, per_row
 from mechanex_jax.engine.request import Completion, Prompt, Request
@@ -108,8 +108,8 @@ class Generation:
         """Route, validate and tokenize, in this order and before anything compiles."""
         seeds = row_seeds(seed, len(prompts))
         loaded = self.session.local_model(model)
-        user = None if transform is None else chain(transform), compose(edits)
-        check(user[1], loaded.model.spec.layers, loaded.model.spec.width)
+        spec = loaded.model.spec
+        user = None if transform is None else chain(transform), check(edits, spec.layers, spec.width)
         once = [row for row, config in enumerate(configs) if not config.needs_policy]
         builder = self.steering.requests(loaded)
         requests = {

@@ -74,11 +74,12 @@ def compose(edits: object) -> tuple[Edit, ...]:
     return tuple(several)
 
 
-def check(edits: object, layers: int | None, width: int | None) -> None:
-    """Hold edits against a model, on the host: without this a layer that the model lacks would be a silent no-op.
+def check(edits: object, layers: int | None, width: int | None) -> tuple[Edit, ...]:
+    """Compose edits and hold them against a model, on the host: else a layer that the model lacks would be a silent no-op.
 
     >>> from mechanex_jax import edits
-    >>> check(edits.add([0.0, 1.0], layer=3), layers=12, width=2)
+    >>> [type(edit).__name__ for edit in check(edits.add([0.0, 1.0], layer=3), layers=12, width=2)]
+    ['Add']
 
     Args:
       edits: as `Edits`; those of one's own that have no method `check` pass.
@@ -89,12 +90,12 @@ def check(edits: object, layers: int | None, width: int | None) -> None:
       ArgumentError: a layer that is absent, or vectors of another width.
     """
     several = compose(edits)
-    if layers is None or width is None:
-        return
-    for edit in several:
-        check_edit = getattr(edit, "check", None)
-        if check_edit is not None:
-            check_edit(layers, width)
+    if layers is not None and width is not None:
+        for edit in several:
+            check_edit = getattr(edit, "check", None)
+            if check_edit is not None:
+                check_edit(layers, width)
+    return several
 
 
 class Taps:

@@ -12,8 +12,8 @@ from jaxtyping import Float32, Int32
 from mechanex_jax.edits.arguments import parse_vectors
 from mechanex_jax.edits.base import SITES, Edit
 from mechanex_jax.edits.gates import Gate, gate
-from mechanex_jax.edits.operations import Add, add
-from mechanex_jax.edits.schedule import EVERYWHERE, Scope
+from mechanex_jax.edits.operations import Add
+from mechanex_jax.edits.schedule import EVERYWHERE, Schedule, Scope
 from mechanex_jax.errors import Verbatim, expected
 
 
@@ -121,7 +121,8 @@ def _table(
 
 def _additions(site: str, chosen: Sequence[Mapping[int, np.ndarray]], scopes: Sequence[Scope], width: int) -> Add:
     layers, matrix = _table(chosen, width)
-    return add(matrix, layers, site=site, scope=scopes)
+    bounds = np.array([dataclasses.astuple(scope) for scope in scopes], np.int32).T
+    return Add(site, Schedule(layers, np.float32(1), np.float32(1), *bounds), matrix)
 
 
 def _gates(site: str, chosen: Sequence[Mapping[int, GatedVector]], scopes: Sequence[Scope], width: int) -> Gate:

@@ -7,7 +7,8 @@ the loop's body, the expensive part to compile, is the same for every prompt len
 from __future__ import annotations
 
 from mechanex_jax.edits import Edits
-from mechanex_jax.loops.carry import Carry, DecodeResult, Program, begin, result
+from mechanex_jax.loops.begin import begin
+from mechanex_jax.loops.carry import Carry, DecodeResult, Program, result
 from mechanex_jax.loops.chunks import advance
 from mechanex_jax.loops.inputs import IntPerRow, RowKeys, TokenIds, Tokens, decode_inputs
 from mechanex_jax.loops.language_model import LanguageModel

@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float32, Int32, Num
 
 from mechanex_jax.edits import Edits
 from mechanex_jax.errors import expected
-from mechanex_jax.loops.carry import Carry, FinishReason, Program, begin
+from mechanex_jax.loops.begin import begin
+from mechanex_jax.loops.carry import Carry, FinishReason, Program
 from mechanex_jax.loops.chunks import advance
 from mechanex_jax.loops.inputs import IntPerRow, Number, RowKeys, TokenIds, Tokens, decode_inputs
 from mechanex_jax.loops.language_model import LanguageModel, logits_of

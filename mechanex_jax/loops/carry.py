@@ -1,23 +1,19 @@
-"""The state of a batch that decodes: how it begins, and what is read off it in the end."""
+"""The state of a batch that decodes, and what is read off it in the end."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
-from functools import partial
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, Int32, Key, PyTree
 
 from mechanex_jax.edits import Edit
-from mechanex_jax.loops.inputs import DecodeInputs, RowKeys
 from mechanex_jax.loops.language_model import LanguageModel, ModelCache
-from mechanex_jax.loops.prefill import prefill
-from mechanex_jax.loops.stop_strings import IDLE, StopTable
-from mechanex_jax.transforms.base import LogitsTransform, init_rows
+from mechanex_jax.loops.stop_strings import StopTable
+from mechanex_jax.transforms.base import LogitsTransform
 
 
 class FinishReason(enum.IntEnum):
@@ -86,45 +82,6 @@ class Program(NamedTuple):
     transform: LogitsTransform
     edits: tuple[Edit, ...]
     stops: StopTable | None
-
-
-# Unused weights are kept as inputs, so that the carry is committed to their device from the start: else a prompt of one token,
-# which needs no prefill, would compile the loop a second time for its second chunk.
-@partial(jax.jit, keep_unused=True, donate_argnames="cache")
-def _carry_of(
-    program: Program,
-    cache: ModelCache,
-    history: Int32[jax.Array, "B T"],
-    lengths: Int32[jax.Array, " B"],
-    max_new: Int32[jax.Array, " B"],
-    key: RowKeys,
-    eos_ids: Int32[jax.Array, " E"],
-) -> Carry:
-    """The carry after prefill. One program, so that a cold start does not compile dozens of small ones."""
-    batch, capacity = history.shape
-    keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
-    return Carry(
-        cache=cache,
-        tokens=history,
-        prompt_lengths=lengths,
-        generated=jnp.zeros(batch, jnp.int32),
-        max_new=max_new,
-        key=keys,
-        eos_ids=jnp.broadcast_to(eos_ids, (batch, len(eos_ids))),
-        transform_state=init_rows(program.transform, history, lengths),
-        stop_state=jnp.full(batch, IDLE, jnp.int32) if program.stops is None else jnp.asarray(program.stops.root),
-        finish=jnp.where(max_new > 0, jnp.int32(FinishReason.RUNNING), jnp.int32(FinishReason.LENGTH)),
-        logprobs=jnp.zeros((batch, capacity), jnp.float32),
-    )
-
-
-def begin(inputs: DecodeInputs) -> tuple[Program, Carry]:
-    """Prefill all but the last token of each prompt."""
-    on_host = inputs.broadcast()
-    program = Program(inputs.model, *jax.device_put(on_host))
-    cache = prefill(inputs.model, (on_host[1], program.edits), inputs.history, inputs.prompt_lengths)
-    carry = _carry_of(program, cache, inputs.history, inputs.prompt_lengths, inputs.max_new, inputs.key, inputs.eos_ids)
-    return program, carry
 
 
 def result(carry: Carry, pad_id: int = 0) -> DecodeResult:

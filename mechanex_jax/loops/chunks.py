@@ -6,15 +6,26 @@ import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
+import jax
 import numpy as np
 
 from mechanex_jax.loops.carry import FinishReason
-from mechanex_jax.loops.prefill import wait
 from mechanex_jax.loops.step import CarryT, Finishing, decode_chunk
 
+_POLL_SECONDS = 5e-4
 _SECONDS_PER_CHUNK = 0.25  # how long Ctrl-C may have to wait
 
 ProgramT = TypeVar("ProgramT")
+
+
+def wait(array: jax.Array) -> None:
+    """Wait for the device; Ctrl-C strikes between polls, and leaves no work running behind it."""
+    try:
+        while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
+            time.sleep(_POLL_SECONDS)
+    except BaseException:
+        array.block_until_ready()
+        raise
 
 
 def running(carry: Finishing) -> bool:

@@ -20,7 +20,8 @@ from jaxtyping import Float, Float32, Int32
 from mechanex_jax import rows
 from mechanex_jax.edits import Edit, Edits, compose
 from mechanex_jax.errors import Verbatim, expected
-from mechanex_jax.loops.carry import Carry, DecodeResult, FinishReason, Program, begin, result
+from mechanex_jax.loops.begin import begin
+from mechanex_jax.loops.carry import Carry, DecodeResult, FinishReason, Program, result
 from mechanex_jax.loops.chunks import advance
 from mechanex_jax.loops.inputs import IntPerRow, RowKeys, TokenIds, Tokens, decode_inputs
 from mechanex_jax.loops.language_model import LanguageModel, LogitsOf, ModelCache, ModelHandle, ModelSpec, logits_of, unwrap

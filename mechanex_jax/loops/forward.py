@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int32, Integer
 
 from mechanex_jax import rows
-from mechanex_jax.edits import SITES, Edit, Edits, check, compose
+from mechanex_jax.edits import SITES, Edit, Edits, check
 from mechanex_jax.errors import expected
 from mechanex_jax.loops.inputs import Tokens, Whole
 from mechanex_jax.loops.language_model import LanguageModel, ModelHandle, logits_of, unwrap
@@ -93,7 +93,7 @@ def forward(
     for site in sites:
         if site not in SITES:
             raise expected("capture", site, f"one of {', '.join(SITES)}")
-    check(edits, model.spec.layers, model.spec.width)
-    edits_of_rows = rows.broadcast_rows(compose(edits), len(batch))
+    checked_edits = check(edits, model.spec.layers, model.spec.width)
+    edits_of_rows = rows.broadcast_rows(checked_edits, len(batch))
     out = _forward(model, jnp.asarray(batch, jnp.int32), jnp.asarray(real), edits_of_rows, sites)
     return jax.tree.map(lambda leaf: leaf[0], out) if ids.ndim == 1 else out

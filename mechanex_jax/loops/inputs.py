@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int32, Integer, Key
 
 from mechanex_jax import rows
-from mechanex_jax.edits import Edit, Edits, check, compose
+from mechanex_jax.edits import Edit, Edits, check
 from mechanex_jax.errors import expected
 from mechanex_jax.loops.language_model import LanguageModel
 from mechanex_jax.loops.prefill import bucket, prefill_positions
@@ -127,7 +127,7 @@ def decode_inputs(
         raise expected("capacity", capacity, f"at least {needed} positions for these prompts and max_new_tokens")
 
     # A researcher's own model may leave its layers and width unsaid.
-    check(edits, getattr(model.spec, "layers", None), getattr(model.spec, "width", None))
+    checked_edits = check(edits, getattr(model.spec, "layers", None), getattr(model.spec, "width", None))
     if key.shape not in ((), (batch,)):
         raise expected("key", key.shape, f"one key, or one for each of the {batch} rows")
 
@@ -135,4 +135,4 @@ def decode_inputs(
     real = np.arange(tokens.shape[1]) < lengths[:, None]
     history[:, : tokens.shape[1]] = np.where(real, tokens, pad_id)[:, :capacity]
     transform = chain() if transform is None else transform
-    return DecodeInputs(model, history, lengths, transform, compose(edits), stops, key, max_new, eos)
+    return DecodeInputs(model, history, lengths, transform, checked_edits, stops, key, max_new, eos)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Hashable
 from functools import partial
 
@@ -12,11 +11,11 @@ from jaxtyping import Int32, Integer
 
 from mechanex_jax import rows
 from mechanex_jax.edits import Edit
+from mechanex_jax.loops.chunks import wait
 from mechanex_jax.loops.language_model import LanguageModel, ModelCache
 
 PREFILL_CHUNK = 512
 SMALLEST_PREFILL = 16
-_POLL_SECONDS = 5e-4
 
 
 def bucket(size: int, smallest: int) -> int:
@@ -78,16 +77,6 @@ def _distinct(
         return everyone, everyone
     first = np.unique(source, return_index=True)[1].astype(np.int32)
     return np.concatenate([first, np.repeat(first[:1], size - len(first))]), source
-
-
-def wait(array: jax.Array) -> None:
-    """Wait for the device; Ctrl-C strikes between polls, and leaves no work running behind it."""
-    try:
-        while not array.is_ready():  # pyright: ignore[reportAttributeAccessIssue]
-            time.sleep(_POLL_SECONDS)
-    except BaseException:
-        array.block_until_ready()
-        raise
 
 
 def prefill(

@@ -23,7 +23,8 @@ from jaxtyping import Bool, Float, Float32, Int32, Int64, Key, PyTree
 from mechanex_jax import rows
 from mechanex_jax.edits import Edits
 from mechanex_jax.errors import expected
-from mechanex_jax.loops.carry import Carry, DecodeResult, FinishReason, Program, begin, result
+from mechanex_jax.loops.begin import begin
+from mechanex_jax.loops.carry import Carry, DecodeResult, FinishReason, Program, result
 from mechanex_jax.loops.chunks import running
 from mechanex_jax.loops.draft_length import MAX_DRAFTED, DraftLengthController
 from mechanex_jax.loops.drafters import Drafter, Proposal
