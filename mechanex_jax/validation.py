@@ -49,9 +49,3 @@ def flag(name: str, value: object) -> None:
     """Check for True or False."""
     if not isinstance(value, bool):
         raise expected(name, value, "True or False")
-
-
-def check_seed(value: object) -> None:
-    """Raise ArgumentError unless `value` is a seed, or None."""
-    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32):
-        raise expected("seed", value, "a whole number from 0 to 4294967295, or None for a fresh one")

@@ -24,11 +24,10 @@ from mechanex_jax.cli.job_output import Output
 from mechanex_jax.engine.batch import Completion
 from mechanex_jax.engine.config import LIST_TYPED, GenerationConfig
 from mechanex_jax.engine.run import MICRO_BATCH
-from mechanex_jax.engine.seeds import line_seed
+from mechanex_jax.engine.seeds import check_seed, line_seed
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
 from mechanex_jax.progress import Report, silent
 from mechanex_jax.storage.json_values import JsonValue
-from mechanex_jax.validation import check_seed
 
 if TYPE_CHECKING:
     from mechanex_jax.runtime import Mechanex

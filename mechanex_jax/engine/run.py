@@ -57,10 +57,13 @@ def _micro_batches(requests: Sequence[Request], size: int) -> Iterator[tuple[Run
     groups: dict[tuple[str, Hashable], list[int]] = {}
     for index, request in enumerate(requests):
         loop = request.loop
-        groups.setdefault((loop, RUNNERS[loop].group(request.config)), []).append(index)
+        static = [getattr(request.config, name) for name in RUNNERS[loop].static]
+        key = tuple(tuple(value) if isinstance(value, list) else value for value in static)
+        groups.setdefault((loop, key), []).append(index)
     for (loop, _), members in groups.items():
         runner = RUNNERS[loop]
-        step = max(1, size // runner.width(requests[members[0]].config))
+        width = 1 if runner.width is None else getattr(requests[members[0]].config, runner.width)
+        step = max(1, size // width)
         order = sorted(members, key=lambda i: (requests[i].config.max_tokens, len(requests[i].tokens)))
         for first in range(0, len(order), step):
             yield runner, order[first : first + step]

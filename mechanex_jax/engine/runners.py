@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -11,7 +11,6 @@ import numpy as np
 
 from mechanex_jax import loops
 from mechanex_jax.engine.batch import Batch
-from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.request import Completion
 from mechanex_jax.engine.text_vote import text_vote
 
@@ -26,14 +25,14 @@ class Runner:
     """Attributes:
     run: all rows of a batch, to the end.
     stream: (this runner, a batch of one row) -> its text in final pieces; by default one piece.
-    group: rows that differ in this cannot decode together, because it is static.
-    width: rows of the loop that one request takes.
+    static: arguments in which rows that decode together agree, because they are part of the program.
+    width: the argument that says how many rows of the loop one request takes; None is one.
     """
 
     run: Callable[[Batch], list[Completion]]
     stream: Callable[[Runner, Batch], Iterator[str]] = _in_one_piece
-    group: Callable[[GenerationConfig], Hashable] = lambda config: ()
-    width: Callable[[GenerationConfig], int] = lambda config: 1
+    static: tuple[str, ...] = ()
+    width: str | None = None
 
 
 def _autoregressive(batch: Batch) -> list[Completion]:
@@ -140,20 +139,11 @@ def _ensemble(batch: Batch) -> list[Completion]:
     return batch.completions(found, lambda row: trace)
 
 
-def _same_ensemble(config: GenerationConfig) -> Hashable:
-    return tuple(config.ensemble_models or ()), config.voting, tuple(config.ensemble_weights or ())
-
-
+_ENSEMBLE = ("ensemble_models", "voting", "ensemble_weights")
 RUNNERS: dict[str, Runner] = {
     "autoregressive": Runner(_autoregressive, _stream_autoregressive),
-    "beam": Runner(
-        _beam,
-        group=lambda config: (config.beam_width, config.early_stopping),
-        width=lambda config: config.beam_width,
-    ),
-    "speculative": Runner(
-        _speculative, _stream_speculative, group=lambda config: (config.draft_model, config.speculative_steps)
-    ),
-    "ensemble": Runner(_ensemble, group=_same_ensemble),
-    "text-vote": Runner(text_vote, group=_same_ensemble),
+    "beam": Runner(_beam, static=("beam_width", "early_stopping"), width="beam_width"),
+    "speculative": Runner(_speculative, _stream_speculative, static=("draft_model", "speculative_steps")),
+    "ensemble": Runner(_ensemble, static=_ENSEMBLE),
+    "text-vote": Runner(text_vote, static=_ENSEMBLE),
 }

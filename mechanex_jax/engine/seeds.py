@@ -20,7 +20,12 @@ import numpy as np
 from jaxtyping import Key, UInt32
 
 from mechanex_jax.errors import Verbatim, expected
-from mechanex_jax.validation import check_seed
+
+
+def check_seed(value: object) -> None:
+    """Raise ArgumentError unless `value` is a seed, or None."""
+    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32):
+        raise expected("seed", value, "a whole number from 0 to 4294967295, or None for a fresh one")
 
 
 def row_seeds(seed: int | Sequence[int | None] | None, rows: int) -> list[tuple[int, int]]:

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float32, Int32, Num
 
 from mechanex_jax.edits import Edits
 from mechanex_jax.errors import expected
-from mechanex_jax.loops.begin import begin
+from mechanex_jax.loops.begin import begin, broadcast
 from mechanex_jax.loops.carry import Carry, FinishReason, Program
 from mechanex_jax.loops.chunks import advance
 from mechanex_jax.loops.inputs import IntPerRow, Number, RowKeys, TokenIds, Tokens, decode_inputs
@@ -378,7 +378,7 @@ def beam_decode(
         pad_id=pad_id,
     )
     _, carry = begin(inputs)
-    program = Program(model, *jax.device_put(inputs.broadcast(width)))
+    program = Program(model, *jax.device_put(broadcast(inputs, width)))
     horizon = np.where((penalty > 0) & (early_stopping == _NEVER), inputs.max_new, 0).astype(np.int32)
     beams = _widen(carry, penalty, np.full(batch, early_stopping is True), horizon, width)
     for latest in advance(program, beams, chunk=beam_chunk):

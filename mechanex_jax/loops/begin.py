@@ -6,14 +6,29 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Int32
 
+from mechanex_jax import rows
+from mechanex_jax.edits import Edit
 from mechanex_jax.loops.carry import Carry, FinishReason, Program
 from mechanex_jax.loops.inputs import DecodeInputs, RowKeys
 from mechanex_jax.loops.language_model import ModelCache
 from mechanex_jax.loops.prefill import prefill
-from mechanex_jax.loops.stop_strings import IDLE
-from mechanex_jax.transforms.base import init_rows
+from mechanex_jax.loops.stop_strings import IDLE, StopTable
+from mechanex_jax.transforms.base import LogitsTransform, init_rows
+
+
+def broadcast(inputs: DecodeInputs, copies: int = 1) -> tuple[LogitsTransform, tuple[Edit, ...], StopTable | None]:
+    """Transform, edits and stops with one value per row, `copies` neighbouring rows for each prompt.
+
+    Raises:
+      ArgumentError: a field holds neither one value nor one for each of B rows.
+    """
+    trees, batch = (inputs.transform, inputs.edits, inputs.stops), len(inputs.prompt_lengths)
+    if copies > 1:
+        trees = rows.take_rows(trees, np.repeat(np.arange(batch), copies).tolist(), batch)
+    return rows.broadcast_rows(trees, batch * copies)
 
 
 # Unused weights are kept as inputs, so that the carry is committed to their device from the start: else a prompt of one token,
@@ -48,7 +63,7 @@ def _carry_of(
 
 def begin(inputs: DecodeInputs) -> tuple[Program, Carry]:
     """Prefill all but the last token of each prompt."""
-    on_host = inputs.broadcast()
+    on_host = broadcast(inputs)
     program = Program(inputs.model, *jax.device_put(on_host))
     cache = prefill(inputs.model, (on_host[1], program.edits), inputs.history, inputs.prompt_lengths)
     carry = _carry_of(program, cache, inputs.history, inputs.prompt_lengths, inputs.max_new, inputs.key, inputs.eos_ids)

@@ -10,7 +10,6 @@ import jax
 import numpy as np
 from jaxtyping import Int32, Integer, Key
 
-from mechanex_jax import rows
 from mechanex_jax.edits import Edit, Edits, check
 from mechanex_jax.errors import expected
 from mechanex_jax.loops.language_model import LanguageModel
@@ -52,7 +51,7 @@ class DecodeInputs:
       model: weights and pure functions.
       history: the prompts, padded on the right up to T, the positions of the cache.
       prompt_lengths: tokens of each prompt, at least 1.
-      transform, edits, stops: one value for all rows or one per row, as they came; `broadcast` gives each row its own.
+      transform, edits, stops: one value for all rows or one per row, as they came; `begin.broadcast` gives each row its own.
       key: one for all rows, or one per row.
       max_new: the most tokens that each row may get.
       eos_ids: ids that end a row, padded with -1.
@@ -67,23 +66,6 @@ class DecodeInputs:
     key: RowKeys
     max_new: Int32[np.ndarray, " B"]
     eos_ids: Int32[np.ndarray, " E"]
-
-    @property
-    def batch(self) -> int:
-        """B, the number of prompts."""
-        return len(self.prompt_lengths)
-
-    def broadcast(self, copies: int = 1) -> tuple[LogitsTransform, tuple[Edit, ...], StopTable | None]:
-        """Transform, edits and stops with one value per row, `copies` neighbouring rows for each prompt.
-
-        Raises:
-          ArgumentError: a field holds neither one value nor one for each of B rows.
-        """
-        trees = (self.transform, self.edits, self.stops)
-        if copies > 1:
-            origin = np.repeat(np.arange(self.batch), copies).tolist()
-            trees = rows.take_rows(trees, origin, self.batch)
-        return rows.broadcast_rows(trees, self.batch * copies)
 
 
 def decode_inputs(

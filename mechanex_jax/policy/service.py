@@ -10,7 +10,7 @@ from mechanex_jax.edits import Edit, RowSteering, parse_steering
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.request import Prompt
 from mechanex_jax.engine.run import MICRO_BATCH
-from mechanex_jax.engine.seeds import fresh, row_seeds, text_seed
+from mechanex_jax.engine.seeds import check_seed, fresh, row_seeds, text_seed
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.policy import merge, tuning, validate
@@ -28,7 +28,7 @@ from mechanex_jax.steering.presets import PRESETS
 from mechanex_jax.steering.service import Steering
 from mechanex_jax.storage.json_store import JsonStore
 from mechanex_jax.transforms import LogitsTransform
-from mechanex_jax.validation import check_seed, integer
+from mechanex_jax.validation import integer
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)} | {"model": None}
 _ANYWHERE = ("default", None)

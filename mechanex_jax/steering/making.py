@@ -8,6 +8,7 @@ from typing import TypedDict, Unpack
 
 from mechanex_jax import edits
 from mechanex_jax.engine.config import GenerationConfig
+from mechanex_jax.engine.seeds import check_seed
 from mechanex_jax.errors import expected
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.progress import is_shown
@@ -18,7 +19,7 @@ from mechanex_jax.steering.pairs import WrittenPairs
 from mechanex_jax.steering.requests import complete
 from mechanex_jax.steering.vector import SteeringVector
 from mechanex_jax.steering.vectors import SavedVectors
-from mechanex_jax.validation import check_seed, flag, integer
+from mechanex_jax.validation import flag, integer
 
 
 class MakingOptions(TypedDict, total=False):

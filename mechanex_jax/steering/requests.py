@@ -6,7 +6,8 @@ import functools
 import warnings
 from collections.abc import Callable, Sequence
 
-from mechanex_jax.edits import Edit, RowSteering, parse_steering
+from mechanex_jax.edits import Edit, RowSteering
+from mechanex_jax.edits.arguments import parse_vectors
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.request import Prompt, Request, prepare
 from mechanex_jax.engine.run import MICRO_BATCH, run
@@ -73,7 +74,7 @@ class RequestBuilder:
                 steering = vector
             else:
                 spec = self.loaded.model.spec
-                steering = parse_steering(vector, spec.width, spec.layers)
+                steering = RowSteering(parse_vectors(vector, spec.width, spec.layers))
             steering = steering.scaled(strength)
         if config.steering_preset is not None:
             preset = self._preset(config.steering_preset, strength)

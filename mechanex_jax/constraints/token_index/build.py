@@ -8,6 +8,7 @@ behind the frame's end, and what a return state makes of each such suffix is a t
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Mapping, Sequence
 
@@ -106,7 +107,7 @@ class Tables:
     size: int
     stats: Mapping[str, float]
 
-    @property
+    @functools.cached_property
     def minimum(self) -> int:
         """The least max_tokens with which a text is certain to be completed."""
         return int(self.distance[self.start].min())
