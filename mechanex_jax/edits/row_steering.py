@@ -122,7 +122,7 @@ def _table(
 def _additions(site: str, chosen: Sequence[Mapping[int, np.ndarray]], scopes: Sequence[Scope], width: int) -> Add:
     layers, matrix = _table(chosen, width)
     bounds = np.array([dataclasses.astuple(scope) for scope in scopes], np.int32).T
-    return Add(site, Schedule(layers, np.float32(1), np.float32(1), *bounds), matrix)
+    return Add(site, Schedule(layers, *np.ones((2, len(chosen)), np.float32), *bounds), matrix)
 
 
 def _gates(site: str, chosen: Sequence[Mapping[int, GatedVector]], scopes: Sequence[Scope], width: int) -> Gate:
