@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 
 from mechanex_jax.architectures import gpt2, llama
+from mechanex_jax.architectures.config import CheckpointConfig, Config
 from mechanex_jax.architectures.model import Family, Model, ModelOutput, Static, parameter_shapes
 from mechanex_jax.architectures.weights import Tensors, parameter
 from mechanex_jax.errors import CheckpointError
@@ -17,14 +17,14 @@ FAMILIES = {"llama": _LLAMA, "mistral": _LLAMA, "gpt2": Family(gpt2.configure, g
 
 
 def build(
-    config: dict[str, Any],
+    config: CheckpointConfig,
     tensors: Tensors,
     *,
     dtype: str,
-    device: Any,
+    device: jax.Device,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Model:
-    """A `Model` from HF's `config.json` (as a dict) and the checkpoint's tensors.
+    """Build a `Model` from HF's `config.json` (as a dict) and the checkpoint's tensors.
 
     Args:
       config: the content of `config.json`.
@@ -59,4 +59,4 @@ def build(
     return Model(tuple(params), static)
 
 
-__all__ = ["FAMILIES", "Family", "Model", "ModelOutput", "build"]
+__all__ = ["FAMILIES", "Config", "Family", "Model", "ModelOutput", "build"]

@@ -4,34 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
 
 import jax
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int32
 
 from mechanex_jax.architectures import layers
-from mechanex_jax.architectures.weights import AS_STORED, TRANSPOSED, Layout
+from mechanex_jax.architectures.config import CheckpointConfig, Config
+from mechanex_jax.architectures.weights import AS_STORED, TRANSPOSED, WeightPlan
 from mechanex_jax.errors import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
-class GPT2Config:
-    """See `architectures.model.Config`."""
+class GPT2Config(Config):
+    """Configuration of a GPT-2.
 
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    context: int
+    Attributes:
+      hidden: F, width of the MLP.
+      norm_eps: what the norms add to the variance.
+      tied: whether the unembedding is the embedding, too.
+    """
+
     hidden: int
     norm_eps: float
     tied: bool = True
 
 
-def configure(hf: dict[str, Any]) -> GPT2Config:
-    """From HF's `config.json` of model type `gpt2`."""
+def configure(hf: CheckpointConfig) -> GPT2Config:
+    """Read HF's `config.json` of model type `gpt2`."""
     required = {"activation_function": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
     for name, value in required.items():
         if hf.get(name, value) != value:
@@ -54,7 +55,9 @@ def configure(hf: dict[str, Any]) -> GPT2Config:
 
 
 class GPT2(nnx.Module):
-    def __init__(self, config: GPT2Config, dtype: Any):
+    """Embeddings of tokens and positions, blocks, norm and unembedding of a GPT-2."""
+
+    def __init__(self, config: GPT2Config, dtype: DTypeLike):
         c = config
         self.embedding = None if c.tied else layers.Embedding(c.vocabulary, c.width, dtype)
         self.places = layers.Embedding(c.context, c.width, dtype)
@@ -72,20 +75,22 @@ class GPT2(nnx.Module):
         self.norm = layers.LayerNorm(c.width, c.norm_eps, dtype)
         self.unembedding = layers.Unembedding(c.width, c.vocabulary, dtype)
 
-    def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def embed(self, tokens: Int32[jax.Array, "B S"], positions: Int32[jax.Array, "B S"]) -> Float[jax.Array, "B S D"]:
+        """See `Decoder`."""
         return (self.embedding or self.unembedding).embed(tokens) + self.places.embed(positions)
 
-    def rotation(self, positions: jax.Array) -> None:
+    def rotation(self, positions: Int32[jax.Array, "B S"]) -> None:
+        """Nothing: positions are learned."""
         return None
 
 
-def weights(config: GPT2Config, names: Collection[str]) -> dict[str, tuple[tuple[str, ...], Layout]]:
-    """Parameter path -> HF tensor names and how to assemble them. GPT-2's own matrices are [in, out] already.
+def weights(config: GPT2Config, names: Collection[str]) -> WeightPlan:
+    """Say where each parameter lies in a checkpoint. GPT-2's own matrices are [in, out] already.
 
     Checkpoints come with and without `transformer.` in front of all but the `lm_head`.
     """
     root = "" if "wte.weight" in names else "transformer."
-    plan: dict[str, tuple[tuple[str, ...], Layout]] = {
+    plan: WeightPlan = {
         "places.table": ((f"{root}wpe.weight",), AS_STORED),
         "norm.scale": ((f"{root}ln_f.weight",), AS_STORED),
         "norm.bias": ((f"{root}ln_f.bias",), AS_STORED),

@@ -7,10 +7,10 @@ step. Rows stand at different positions; a row's `lengths` says how many of its 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Float, Int32
 
 # Positions that attention reads at a time. 64 instead of 128 saves a tenth of a step at batch 32 and short texts (less padding
@@ -22,22 +22,25 @@ _MASKED = -1e30  # finite: a block in which a query sees nothing must not turn i
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Attributes:
-    keys, values: one `[B, K, T, H]` per layer; T is a multiple of `BLOCK` or below it.
-    lengths: int32 [B], positions that hold real tokens; what lies beyond is never attended to.
+    """Keys and values of every layer.
+
+    Attributes:
+      keys, values: one array per layer; T is a multiple of `BLOCK` or below it.
+      lengths: positions that hold real tokens; what lies beyond is never attended to.
     """
 
-    keys: tuple[jax.Array, ...]
-    values: tuple[jax.Array, ...]
-    lengths: jax.Array
+    keys: tuple[Float[jax.Array, "B K T H"], ...]
+    values: tuple[Float[jax.Array, "B K T H"], ...]
+    lengths: Int32[jax.Array, " B"]
 
     @property
     def capacity(self) -> int:
+        """T, the positions that there is room for."""
         return self.keys[0].shape[2]
 
 
-def empty(layers: int, batch: int, kv_heads: int, positions: int, head_dim: int, dtype: Any) -> Cache:
-    """A cache without tokens, for `positions` of them in each of `batch` rows (rounded up to whole blocks)."""
+def empty(layers: int, batch: int, kv_heads: int, positions: int, head_dim: int, dtype: DTypeLike) -> Cache:
+    """Make a cache without tokens, for `positions` of them in each of `batch` rows (rounded up to whole blocks)."""
     capacity = positions if positions <= BLOCK else -(-positions // BLOCK) * BLOCK
     shape = (batch, kv_heads, capacity, head_dim)
     keys = tuple(jnp.zeros(shape, dtype) for _ in range(layers))
@@ -62,7 +65,7 @@ def attend(
     scale: float,
     window: int | None = None,
 ) -> Float[jax.Array, "B K Q H"]:
-    """Causal attention by blocks of `BLOCK` positions with an online softmax, up to the longest live row.
+    """Attend causally by blocks of `BLOCK` positions with an online softmax, up to the longest live row.
 
     Args:
       queries: all that share a key head, Q = positions x queries per key head.
@@ -75,7 +78,7 @@ def attend(
     width = min(BLOCK, keys.shape[2])
     queries = (queries * scale).astype(keys.dtype)
 
-    def block(index: Any, carry: tuple[jax.Array, jax.Array, jax.Array]):
+    def block(index: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         top, mass, out = carry
         start = index * width
         k = jax.lax.dynamic_slice_in_dim(keys, start, width, 2)

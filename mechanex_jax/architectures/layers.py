@@ -4,42 +4,50 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Int32
 
 from mechanex_jax.architectures import kv_cache
-from mechanex_jax.edits import Taps
+from mechanex_jax.edits import Edit, Taps, TextPositions
+
+# (cos, sin) of the angles of half of a head's dimensions.
+Rotation: TypeAlias = tuple[Float32[jax.Array, "B S half"], Float32[jax.Array, "B S half"]]
+# One layer's part of a cache.
+KeysValues: TypeAlias = tuple[Float[jax.Array, "B K T H"], Float[jax.Array, "B K T H"]]
 
 
-class Positions(NamedTuple):
-    """What the blocks of one call share.
+class CallPositions(NamedTuple):
+    """The places of one call's tokens, which all blocks share.
 
     Attributes:
-      lengths: int32 [B], tokens each row already has in the cache.
-      positions: int32 [B, S].
-      rotation: (cos, sin), each float32 [B, S, H/2]; None for models with learned positions.
+      lengths: tokens each row already has in the cache.
+      positions: position of each token in its text.
+      rotation: (cos, sin) of half of a head's dimensions; None for models with learned positions.
       blocks: how many blocks of the cache to attend over, traced; None: all of them.
     """
 
-    lengths: jax.Array
-    positions: jax.Array
-    rotation: tuple[jax.Array, jax.Array] | None
-    blocks: jax.Array | None
+    lengths: Int32[jax.Array, " B"]
+    positions: Int32[jax.Array, "B S"]
+    rotation: Rotation | None
+    blocks: Int32[jax.Array, ""] | None
 
 
 class RMSNorm(nnx.Module):
     """x / rms(x) * scale, computed in float32 (arXiv 1910.07467)."""
 
-    def __init__(self, width: int, eps: float, dtype: Any):
+    def __init__(self, width: int, eps: float, dtype: DTypeLike):
         self.scale = nnx.Param(jnp.ones(width, dtype))
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "*B D"]) -> Float[jax.Array, "*B D"]:
         wide = x.astype(jnp.float32)
         wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
         return self.scale[...] * wide.astype(x.dtype)
@@ -48,12 +56,12 @@ class RMSNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Mean and variance normalisation with scale and bias, computed in float32 (arXiv 1607.06450)."""
 
-    def __init__(self, width: int, eps: float, dtype: Any):
+    def __init__(self, width: int, eps: float, dtype: DTypeLike):
         self.scale = nnx.Param(jnp.ones(width, dtype))
         self.bias = nnx.Param(jnp.zeros(width, dtype))
         self.eps = eps
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "*B D"]) -> Float[jax.Array, "*B D"]:
         wide = x.astype(jnp.float32)
         wide -= jnp.mean(wide, axis=-1, keepdims=True)
         wide *= jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
@@ -63,11 +71,11 @@ class LayerNorm(nnx.Module):
 class Linear(nnx.Module):
     """x @ kernel + bias, the kernel [in, out]: XLA's CPU backend reads that layout at full memory bandwidth."""
 
-    def __init__(self, inputs: int, outputs: int, bias: bool, dtype: Any):
+    def __init__(self, inputs: int, outputs: int, bias: bool, dtype: DTypeLike):
         self.kernel = nnx.Param(jnp.zeros((inputs, outputs), dtype))
         self.bias = nnx.Param(jnp.zeros(outputs, dtype)) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "*B inputs"]) -> Float[jax.Array, "*B outputs"]:
         out = x @ self.kernel[...]
         return out if self.bias is None else out + self.bias[...]
 
@@ -75,13 +83,14 @@ class Linear(nnx.Module):
 class Unembedding(nnx.Module):
     """Hidden states to logits, kernel [D, V]; also the input embedding of a model that ties the two."""
 
-    def __init__(self, width: int, vocabulary: int, dtype: Any):
+    def __init__(self, width: int, vocabulary: int, dtype: DTypeLike):
         self.kernel = nnx.Param(jnp.zeros((width, vocabulary), dtype))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "*B D"]) -> Float32[jax.Array, "*B V"]:
         return jnp.matmul(x, self.kernel[...], preferred_element_type=jnp.float32)
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
+    def embed(self, tokens: Int32[jax.Array, "B S"]) -> Float[jax.Array, "B S D"]:
+        """Look the tokens up among the kernel's columns; as `Embedding`, of ids out of range too."""
         return jnp.moveaxis(jnp.take(self.kernel[...], tokens, axis=1, mode="clip"), 0, -1)
 
 
@@ -91,16 +100,25 @@ class Embedding(nnx.Module):
     Ids out of range, which only padding has, give some row and not NaN: a weight of 0 in attention does not stop NaN.
     """
 
-    def __init__(self, entries: int, width: int, dtype: Any):
+    def __init__(self, entries: int, width: int, dtype: DTypeLike):
         self.table = nnx.Param(jnp.zeros((entries, width), dtype))
 
-    def embed(self, ids: jax.Array) -> jax.Array:
+    def embed(self, ids: Int32[jax.Array, "B S"]) -> Float[jax.Array, "B S D"]:
+        """Return the rows of the table."""
         return jnp.take(self.table[...], ids, axis=0, mode="clip")
 
 
 @dataclasses.dataclass(frozen=True)
 class RotaryScaling:
-    """Rotary frequencies for longer contexts: `linear` (arXiv 2306.15595) or `llama3` (Llama 3.1's model card)."""
+    """Rotary frequencies for longer contexts: `linear` (arXiv 2306.15595) or `llama3` (Llama 3.1's model card).
+
+    Attributes:
+      kind: "linear" or "llama3".
+      factor: what slowed frequencies are divided by.
+      low_freq_factor, high_freq_factor: turns within `original_context` below which a frequency is slowed, and above which it is
+        kept; "llama3" only.
+      original_context: positions that the model was trained on before it was extended; "llama3" only.
+    """
 
     kind: str
     factor: float
@@ -109,8 +127,8 @@ class RotaryScaling:
     original_context: int = 8192
 
 
-def rotary_frequencies(head_dim: int, theta: float, scaling: RotaryScaling | None) -> np.ndarray:
-    """Angle per position for each pair of dimensions, float32 [H/2]."""
+def rotary_frequencies(head_dim: int, theta: float, scaling: RotaryScaling | None) -> Float32[np.ndarray, " half"]:
+    """Compute the angle per position, in radians, for each pair of a head's dimensions."""
     frequencies = 1.0 / theta ** (np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
     if scaling is None:
         return frequencies.astype(np.float32)
@@ -124,8 +142,8 @@ def rotary_frequencies(head_dim: int, theta: float, scaling: RotaryScaling | Non
     return ((1 - blend) * slowed + blend * frequencies).astype(np.float32)
 
 
-def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotary position embedding of [B, S, heads, H]; the halves of H are the pairs, as in HF (arXiv 2104.09864)."""
+def rotate(x: Float[jax.Array, "B S heads H"], rotation: Rotation) -> Float[jax.Array, "B S heads H"]:
+    """Apply rotary position embeddings; the halves of H are the pairs, as in HF (arXiv 2104.09864)."""
     cos, sin = (part[:, :, None, :] for part in rotation)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
@@ -134,12 +152,25 @@ def rotate(x: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
 class Attention(nnx.Module):
     """Grouped-query attention over a cache. One matrix holds queries, keys and values: fewer, larger products."""
 
-    def __init__(self, width: int, heads: int, kv_heads: int, head_dim: int, *, qkv_bias, out_bias, window, dtype):
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        qkv_bias: bool,
+        out_bias: bool,
+        window: int | None,
+        dtype: DTypeLike,
+    ):
         self.qkv = Linear(width, (heads + 2 * kv_heads) * head_dim, qkv_bias, dtype)
         self.out = Linear(heads * head_dim, width, out_bias, dtype)
         self.heads, self.kv_heads, self.head_dim, self.window = heads, kv_heads, head_dim, window
 
-    def __call__(self, x: jax.Array, past: tuple[jax.Array, jax.Array], at: Positions):
+    def __call__(
+        self, x: Float[jax.Array, "B S D"], past: KeysValues, at: CallPositions
+    ) -> tuple[Float[jax.Array, "B S D"], KeysValues]:
         batch, length, _ = x.shape
         kv, head = self.kv_heads, self.head_dim
         group = self.heads // kv
@@ -162,11 +193,11 @@ class Attention(nnx.Module):
 class GatedMLP(nnx.Module):
     """silu(x G) * (x U) D, with G and U in one matrix (arXiv 2002.05202)."""
 
-    def __init__(self, width: int, hidden: int, bias: bool, dtype: Any):
+    def __init__(self, width: int, hidden: int, bias: bool, dtype: DTypeLike):
         self.gate_up = Linear(width, 2 * hidden, bias, dtype)
         self.down = Linear(hidden, width, bias, dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
         gate, up = jnp.split(self.gate_up(x), 2, axis=-1)
         return self.down(jax.nn.silu(gate) * up)
 
@@ -174,38 +205,52 @@ class GatedMLP(nnx.Module):
 class MLP(nnx.Module):
     """Two matrices with GPT-2's tanh-approximated GELU between them (arXiv 1606.08415)."""
 
-    def __init__(self, width: int, hidden: int, dtype: Any):
+    def __init__(self, width: int, hidden: int, dtype: DTypeLike):
         self.up = Linear(width, hidden, True, dtype)
         self.down = Linear(hidden, width, True, dtype)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: Float[jax.Array, "B S D"]) -> Float[jax.Array, "B S D"]:
         return self.down(jax.nn.gelu(self.up(x), approximate=True))
 
 
 class Block(nnx.Module):
     """A pre-norm transformer block with its five taps."""
 
-    def __init__(self, norm1: nnx.Module, attention: Attention, norm2: nnx.Module, mlp: nnx.Module):
+    def __init__(self, norm1: RMSNorm | LayerNorm, attention: Attention, norm2: RMSNorm | LayerNorm, mlp: GatedMLP | MLP):
         self.norm1, self.attention, self.norm2, self.mlp = norm1, attention, norm2, mlp
 
-    def __call__(self, x: jax.Array, past: tuple[jax.Array, jax.Array], at: Positions, taps: Taps, layer: jax.Array):
+    def __call__(
+        self, x: Float[jax.Array, "B S D"], past: KeysValues, at: CallPositions, taps: Taps, layer: Int32[jax.Array, ""]
+    ) -> tuple[Float[jax.Array, "B S D"], KeysValues]:
         x = taps("resid_pre", layer, x)
-        mixed, past = self.attention(self.norm1(x), past, at)  # type: ignore[operator]
+        mixed, past = self.attention(self.norm1(x), past, at)
         x = taps("resid_mid", layer, x + taps("attn_out", layer, mixed))
-        hidden = self.mlp(self.norm2(x))  # type: ignore[operator]
+        hidden = self.mlp(self.norm2(x))
         x = taps("resid_post", layer, x + taps("mlp_out", layer, hidden))
         return x, past
 
 
 @partial(jax.jit, static_argnames=("graphdef", "capture"))
-def _run_block(graphdef, state, x, past, at, edits, where, layer, capture):
+def _run_block(
+    graphdef: nnx.GraphDef[Block],
+    state: nnx.State,
+    x: Float[jax.Array, "B S D"],
+    past: KeysValues,
+    at: CallPositions,
+    edits: tuple[Edit, ...],
+    where: TextPositions,
+    layer: Int32[jax.Array, ""],
+    capture: tuple[str, ...],
+) -> tuple[Float[jax.Array, "B S D"], KeysValues, dict[str, Float[jax.Array, "B S D"]]]:
     taps = Taps(edits, where, capture)
     x, past = nnx.merge(graphdef, state)(x, past, at, taps, layer)
     return x, past, taps.captured
 
 
-def run_blocks(blocks: Any, x: jax.Array, cache: kv_cache.Cache, at: Positions, taps: Taps):
-    """All blocks in order: (x, cache without its lengths moved, captured {site: [B, L, S, D]}).
+def run_blocks(
+    blocks: Iterable[Block], x: Float[jax.Array, "B S D"], cache: kv_cache.Cache, at: CallPositions, taps: Taps
+) -> tuple[Float[jax.Array, "B S D"], kv_cache.Cache, dict[str, Float[jax.Array, "B L S D"]]]:
+    """Run all blocks in order: (activations, cache without its lengths moved, captured by site).
 
     Layers are unrolled (a scan would slice a stack of weights), but all blocks of a model have one structure: an inner `jit`
     traces the first and reuses it for the rest.
@@ -226,11 +271,11 @@ __all__ = [
     "MLP",
     "Attention",
     "Block",
+    "CallPositions",
     "Embedding",
     "GatedMLP",
     "LayerNorm",
     "Linear",
-    "Positions",
     "RMSNorm",
     "RotaryScaling",
     "Unembedding",

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int32
 
 from mechanex_jax.architectures import layers
-from mechanex_jax.architectures.weights import AS_STORED, TRANSPOSED, Layout
+from mechanex_jax.architectures.config import CheckpointConfig, Config
+from mechanex_jax.architectures.weights import AS_STORED, TRANSPOSED, WeightPlan
 from mechanex_jax.errors import CheckpointError
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
-    """See `architectures.model.Config`; `window` is Mistral's sliding window, None for full attention."""
+class LlamaConfig(Config):
+    """Configuration of a Llama.
 
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    context: int
+    Attributes:
+      hidden: F, width of the MLP.
+      norm_eps: what the norms add to the mean square.
+      theta: base of the rotary frequencies; `scaling` slows them for longer contexts.
+      window: Mistral's sliding window, None for full attention.
+      qkv_bias, out_bias, mlp_bias: which matrices have a bias.
+      tied: whether the unembedding is the embedding, too.
+    """
+
     hidden: int
     norm_eps: float
     theta: float
@@ -37,7 +41,7 @@ class LlamaConfig:
     tied: bool = False
 
 
-def _scaling(hf: dict[str, Any]) -> tuple[float, layers.RotaryScaling | None]:
+def _scaling(hf: CheckpointConfig) -> tuple[float, layers.RotaryScaling | None]:
     """Rotary base and scaling, from the old spelling (`rope_theta`, `rope_scaling`) or the new (`rope_parameters`)."""
     rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     theta = float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0)))
@@ -63,8 +67,8 @@ def _scaling(hf: dict[str, Any]) -> tuple[float, layers.RotaryScaling | None]:
     )
 
 
-def configure(hf: dict[str, Any]) -> LlamaConfig:
-    """From HF's `config.json` of model type `llama` or `mistral`."""
+def configure(hf: CheckpointConfig) -> LlamaConfig:
+    """Read HF's `config.json` of model type `llama` or `mistral`."""
     activation = hf.get("hidden_act", "silu")
     if activation != "silu":
         raise CheckpointError(f"config.json: got hidden_act {activation!r}; expected 'silu'.")
@@ -98,7 +102,9 @@ def configure(hf: dict[str, Any]) -> LlamaConfig:
 
 
 class Llama(nnx.Module):
-    def __init__(self, config: LlamaConfig, dtype: Any):
+    """Embedding, blocks, norm and unembedding of a Llama."""
+
+    def __init__(self, config: LlamaConfig, dtype: DTypeLike):
         c = config
         self.config = config
         self.embedding = None if c.tied else layers.Embedding(c.vocabulary, c.width, dtype)
@@ -123,26 +129,28 @@ class Llama(nnx.Module):
         self.norm = layers.RMSNorm(c.width, c.norm_eps, dtype)
         self.unembedding = layers.Unembedding(c.width, c.vocabulary, dtype)
 
-    def embed(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    def embed(self, tokens: Int32[jax.Array, "B S"], positions: Int32[jax.Array, "B S"]) -> Float[jax.Array, "B S D"]:
+        """See `Decoder`."""
         return (self.embedding or self.unembedding).embed(tokens)
 
-    def rotation(self, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def rotation(self, positions: Int32[jax.Array, "B S"]) -> layers.Rotation:
+        """See `Decoder`."""
         frequencies = layers.rotary_frequencies(self.config.head_dim, self.config.theta, self.config.scaling)
         angles = positions[..., None].astype(jnp.float32) * frequencies
         return jnp.cos(angles), jnp.sin(angles)
 
 
-def weights(config: LlamaConfig, names: Collection[str]) -> dict[str, tuple[tuple[str, ...], Layout]]:
-    """Parameter path -> HF tensor names and how to assemble them."""
+def weights(config: LlamaConfig, names: Collection[str]) -> WeightPlan:
+    """Say where each parameter lies in a checkpoint."""
 
-    def linear(ours: str, theirs: tuple[str, ...], bias: bool) -> dict[str, tuple[tuple[str, ...], Layout]]:
-        found = {f"{ours}.kernel": (tuple(f"{name}.weight" for name in theirs), TRANSPOSED)}
+    def linear(ours: str, theirs: tuple[str, ...], bias: bool) -> WeightPlan:
+        plan: WeightPlan = {f"{ours}.kernel": (tuple(f"{name}.weight" for name in theirs), TRANSPOSED)}
         if bias:
-            found[f"{ours}.bias"] = (tuple(f"{name}.bias" for name in theirs), AS_STORED)
-        return found
+            plan[f"{ours}.bias"] = (tuple(f"{name}.bias" for name in theirs), AS_STORED)
+        return plan
 
     c = config
-    plan: dict[str, tuple[tuple[str, ...], Layout]] = {"norm.scale": (("model.norm.weight",), AS_STORED)}
+    plan: WeightPlan = {"norm.scale": (("model.norm.weight",), AS_STORED)}
     if not c.tied:
         plan["embedding.table"] = (("model.embed_tokens.weight",), AS_STORED)
     plan["unembedding.kernel"] = (("model.embed_tokens.weight" if c.tied else "lm_head.weight",), TRANSPOSED)

@@ -1,63 +1,85 @@
-"""`Model`: what the loops decode with. Arrays to trace, a hashable description, and pure methods."""
+"""`Model`, which the loops decode with: arrays to trace, a hashable description, and pure methods."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Iterable
+from typing import TYPE_CHECKING, Generic, Literal, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Float, Int32
+from jax.tree_util import PyTreeDef
+from jax.typing import DTypeLike
+from jaxtyping import Float, Float32, Int32
 
 from mechanex_jax.architectures import kv_cache
-from mechanex_jax.architectures.layers import Positions, run_blocks
-from mechanex_jax.architectures.weights import Layout
-from mechanex_jax.edits import Taps, TextPositions
+from mechanex_jax.architectures.config import CheckpointConfig, Config
+from mechanex_jax.architectures.layers import Block, CallPositions, LayerNorm, RMSNorm, Rotation, Unembedding, run_blocks
+from mechanex_jax.architectures.weights import WeightPlan
+from mechanex_jax.edits import Edit, Taps, TextPositions
 
 
 @runtime_checkable
-class Config(Protocol):
-    """What every family's frozen, hashable configuration tells."""
+class Decoder(Protocol):
+    """The Flax module of a family: embedding, blocks, the last norm and the unembedding."""
 
-    vocabulary: int
-    width: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    context: int
+    @property
+    def blocks(self) -> Iterable[Block]: ...
+    @property
+    def norm(self) -> RMSNorm | LayerNorm: ...
+    @property
+    def unembedding(self) -> Unembedding: ...
+
+    def embed(self, tokens: Int32[jax.Array, "B S"], positions: Int32[jax.Array, "B S"]) -> Float[jax.Array, "B S D"]:
+        """Return the activations that enter the first block."""
+        ...
+
+    def rotation(self, positions: Int32[jax.Array, "B S"]) -> Rotation | None:
+        """Return (cos, sin) of rotary positions; None where positions are learned."""
+        ...
 
 
-class Family(NamedTuple):
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+@dataclasses.dataclass(frozen=True)
+class Family(Generic[ConfigT]):
     """One architecture: how to read its configuration, build its module and find its weights.
 
     Attributes:
-      configure: HF `config.json` as a dict -> Config.
-      module: (config, dtype) -> an nnx.Module with `embed(tokens, positions)`, `rotation(positions)`, `blocks`, `norm` and
-        `unembedding`.
-      weights: config, names in the checkpoint -> {parameter path: (HF tensor names, side by side along the last axis, and how
-        each lies there)}.
+      configure: the content of `config.json` -> configuration. Raises KeyError for a missing key, and CheckpointError for what
+        the module does not do.
+      module: (configuration, dtype) -> module.
+      weights: (configuration, names in the checkpoint) -> where each parameter lies.
     """
 
-    configure: Callable[[dict[str, Any]], Any]
-    module: Callable[[Any, Any], Any]
-    weights: Callable[[Any, Any], dict[str, tuple[tuple[str, ...], Layout]]]
+    configure: Callable[[CheckpointConfig], ConfigT]
+    module: Callable[[ConfigT, DTypeLike], Decoder]
+    weights: Callable[[ConfigT, Collection[str]], WeightPlan]
 
 
 @dataclasses.dataclass(frozen=True)
 class Static:
-    """The part of a model that belongs to the compile key."""
+    """The part of a model that belongs to the compile key.
+
+    Attributes:
+      family: the architecture.
+      config: the family's configuration.
+      dtype: of the parameters, by name.
+    """
 
     family: Family
-    config: Any
+    config: Config
     dtype: str
 
 
 @functools.lru_cache(maxsize=64)
-def _structure(static: Static) -> tuple[Any, Any, tuple[str, ...], tuple[jax.ShapeDtypeStruct, ...]]:
+def _structure(
+    static: Static,
+) -> tuple[nnx.GraphDef[Decoder], PyTreeDef, tuple[str, ...], tuple[jax.ShapeDtypeStruct, ...]]:
     """Graph definition, tree structure, parameter paths and shapes; nothing is allocated."""
     abstract = nnx.eval_shape(lambda: static.family.module(static.config, jnp.dtype(static.dtype)))
     graphdef, state = nnx.split(abstract)
@@ -70,7 +92,7 @@ def _structure(static: Static) -> tuple[Any, Any, tuple[str, ...], tuple[jax.Sha
 
 
 def parameter_shapes(static: Static) -> dict[str, jax.ShapeDtypeStruct]:
-    """Parameter path -> shape and dtype, in the order of `Model.params`."""
+    """Return the shape and dtype of each parameter by its path, in the order of `Model.params`. Nothing is allocated."""
     _, _, paths, shapes = _structure(static)
     return dict(zip(paths, shapes, strict=True))
 
@@ -78,21 +100,23 @@ def parameter_shapes(static: Static) -> dict[str, jax.ShapeDtypeStruct]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ModelOutput:
-    """Attributes:
-    logits: float32 [B, V] for `logits="last"`, [B, S, V] for "all", None for "none".
-    cache: with the call's valid tokens added.
-    captured: site -> [B, L, S, D], after the edits at that site.
+    """The result of `Model.extend`.
+
+    Attributes:
+      logits: [B, V] for `logits="last"`, [B, S, V] for "all", None for "none".
+      cache: with the call's valid tokens added.
+      captured: site -> activations of every layer, after the edits at that site.
     """
 
-    logits: jax.Array | None
+    logits: Float32[jax.Array, "B *S V"] | None
     cache: kv_cache.Cache
-    captured: dict[str, jax.Array]
+    captured: dict[str, Float[jax.Array, "B L S D"]]
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A decoder-only language model.
+    """A decoder-only language model; it is a `loops.LanguageModel`.
 
     Attributes:
       params: the weights, a flat tuple of arrays: traced, never donated, never closed over.
@@ -113,24 +137,25 @@ class Model:
         spec = functools.cached_property(lambda self: self.static.config)
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> np.dtype:
+        """The type of the parameters, and of what a cache holds."""
         return jnp.dtype(self.static.dtype)
 
-    def _module(self) -> Any:
+    def _module(self) -> Decoder:
         graphdef, treedef, _, _ = _structure(self.static)
         return nnx.merge(graphdef, jax.tree_util.tree_unflatten(treedef, self.params))
 
     def init_cache(self, batch: int, positions: int) -> kv_cache.Cache:
-        """An empty cache for `positions` tokens in each of `batch` rows."""
+        """Make an empty cache for `positions` tokens in each of `batch` rows."""
         spec = self.spec
         return kv_cache.empty(spec.layers, batch, spec.kv_heads, positions, spec.head_dim, self.dtype)
 
     def unembedding(self) -> Float[jax.Array, "D V"]:
-        """The matrix that turns the last hidden state into logits."""
+        """Return the matrix that turns what the last norm gives into logits."""
         return self._module().unembedding.kernel[...]
 
-    def predict(self, hidden: Float[jax.Array, "... D"]) -> Float[jax.Array, "... V"]:
-        """The logits that follow from activations as they leave the last block."""
+    def predict(self, hidden: Float[jax.Array, "*B D"]) -> Float32[jax.Array, "*B V"]:
+        """Compute logits, float32, from activations as they leave the last block."""
         module = self._module()
         return module.unembedding(module.norm(hidden))
 
@@ -139,7 +164,7 @@ class Model:
         cache: kv_cache.Cache,
         tokens: Int32[jax.Array, "B S"],
         valid: Int32[jax.Array, " B"],
-        edits: tuple[Any, ...] = (),
+        edits: tuple[Edit, ...] = (),
         *,
         prompt_lengths: Int32[jax.Array, " B"] | None = None,
         logits: Literal["last", "all", "none"] = "last",
@@ -165,7 +190,7 @@ class Model:
             blocks = (live + kv_cache.BLOCK - 1) // kv_cache.BLOCK
         prompt = jnp.full_like(valid, jnp.iinfo(jnp.int32).max) if prompt_lengths is None else prompt_lengths
         taps = Taps(edits, TextPositions(positions, prompt), capture)
-        at = Positions(cache.lengths, positions, module.rotation(positions), blocks)
+        at = CallPositions(cache.lengths, positions, module.rotation(positions), blocks)
         x, cache, captured = run_blocks(module.blocks, module.embed(tokens, positions), cache, at, taps)
         cache = dataclasses.replace(cache, lengths=cache.lengths + valid)
         if logits == "none":

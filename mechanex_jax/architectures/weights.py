@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
+from jax.typing import DTypeLike
 
 from mechanex_jax.errors import CheckpointError
 
@@ -16,16 +17,16 @@ Strips = Iterable[tuple[int, np.ndarray]]
 
 @runtime_checkable
 class Tensors(Protocol):
-    """What is needed of a checkpoint: names, shapes, and reading a tensor strip by strip."""
+    """A checkpoint: names, shapes, and reading a tensor strip by strip."""
 
     @property
-    def names(self) -> Any: ...
+    def names(self) -> Collection[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
     def strips(self, name: str) -> Strips: ...
 
 
-def aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """An uninitialised array at a 64-byte boundary, which JAX's CPU client adopts without a copy."""
+def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Make an uninitialised array at a 64-byte boundary, which JAX's CPU client adopts without a copy."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = np.empty(size + 64, np.uint8)
     start = -raw.ctypes.data % 64
@@ -46,18 +47,26 @@ def _transpose(out: np.ndarray, strips: Strips) -> None:
 
 
 class Layout(NamedTuple):
-    """How a stored tensor lies in a parameter: its shape there, and the function that puts its strips there."""
+    """How a stored tensor lies in a parameter.
+
+    Attributes:
+      shape: shape in the checkpoint -> shape in the parameter.
+      place: writes the tensor's strips to where they belong in the parameter.
+    """
 
     shape: Callable[[tuple[int, ...]], tuple[int, ...]]
     place: Callable[[np.ndarray, Strips], None]
 
+
+WeightPlan: TypeAlias = dict[str, tuple[tuple[str, ...], Layout]]
+"""Parameter path -> names of the checkpoint's tensors, side by side along the last axis, and how each lies there."""
 
 AS_STORED = Layout(lambda shape: shape, _copy)
 TRANSPOSED = Layout(lambda shape: shape[::-1], _transpose)  # HF's [out, in] matrices as [in, out]
 
 
 def parameter(
-    path: str, shape: tuple[int, ...], dtype: Any, names: tuple[str, ...], layout: Layout, tensors: Tensors
+    path: str, shape: tuple[int, ...], dtype: DTypeLike, names: tuple[str, ...], layout: Layout, tensors: Tensors
 ) -> np.ndarray:
     """Read the tensors of one parameter, side by side along its last axis, into an aligned array.
 
@@ -70,16 +79,16 @@ def parameter(
             f"Missing tensors for {path}: got {len(tensors.names)} others; expected {json.dumps(missing)} too. "
             "The weights do not belong to config.json, or the download is incomplete: fetch it again."
         )
-    found = [layout.shape(tuple(tensors.shape(name))) for name in names]
-    fits = all(len(part) == len(shape) and part[:-1] == shape[:-1] for part in found)
-    if not fits or sum(part[-1] for part in found) != shape[-1]:
+    parts = [layout.shape(tuple(tensors.shape(name))) for name in names]
+    fits = all(len(part) == len(shape) and part[:-1] == shape[:-1] for part in parts)
+    if not fits or sum(part[-1] for part in parts) != shape[-1]:
         got = [tuple(tensors.shape(name)) for name in names]
         raise CheckpointError(
             f"{path}: got tensors {list(names)} of shape {got}; expected them to make {shape}. "
             "config.json does not describe these weights."
         )
     out, start = aligned(shape, dtype), 0
-    for name, part in zip(names, found, strict=True):
+    for name, part in zip(names, parts, strict=True):
         layout.place(out[..., start : start + part[-1]], tensors.strips(name))
         start += part[-1]
     return out
