@@ -1,4 +1,4 @@
-"""The examples in docstrings: every public function of `transforms`, `edits` and `loops` has one, and it holds.
+"""The examples in docstrings: every public function of `constraints` and `loops` has one, and it holds.
 
 An example sees the names of its own module and of these here; `toy()` is the smallest `LanguageModel` there is.
 """
@@ -16,9 +16,9 @@ import pytest
 from positional_toy import positional
 
 import mechanex_jax as mx
-from mechanex_jax import loops
+from mechanex_jax import constraints, loops
 
-PACKAGES = [loops]
+PACKAGES = [constraints, loops]
 NAMES = {"jax": jax, "jnp": jnp, "np": np, "mx": mx, "toy": positional}
 PUBLIC = [
     (package.__name__.split(".")[-1], name)

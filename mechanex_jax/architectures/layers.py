@@ -115,8 +115,8 @@ class RotaryScaling:
     Attributes:
       kind: "linear" or "llama3".
       factor: what slowed frequencies are divided by.
-      low_freq_factor, high_freq_factor: turns within `original_context` below which a frequency is slowed, and above which it is
-        kept; "llama3" only.
+      low_freq_factor, high_freq_factor: turns within `original_context`, below the first of which a frequency is slowed, and
+        above the second of which it is kept; "llama3" only.
       original_context: positions that the model was trained on before it was extended; "llama3" only.
     """
 

@@ -1,10 +1,12 @@
-"""The subset construction for rules that call each other: grammar rules to a `PushdownAutomaton`.
+"""Determinization of context-free grammars: from rules that call each other to a deterministic `PushdownAutomaton`.
 
-Every rule is determinized by a subset construction over characters and calls. A member of a subset is a place in some rule and
-the places to return to, so that a rule can be *opened* where it is used: its text is then read as part of the caller's. Rules
-that don't lie on a cycle are always opened; one that does is opened where its first byte doesn't decide between it and what
-else could follow. What a rule may go on with after it could have ended is given back to its caller, as a label, where the
-bytes that follow it in the caller don't decide: the caller then reads both.
+Every rule is determinized by a subset construction over characters and calls. A member of a subset is an NFA state in some
+rule with a stack of NFA states to return to, so that a rule can be *inlined* where it is called: its text is then read as part
+of the caller's. Rules that aren't recursive are always inlined. A recursive rule is inlined where the next byte doesn't decide
+between it and an alternative.
+
+Where the next byte doesn't decide either whether a rule ends or continues, the rule returns early: it hands its possible
+continuations to the caller as a label, and the caller reads them side by side with what follows the call.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from mechanex_jax.constraints.grammar.left_recursion import called, factored, lo
 from mechanex_jax.constraints.grammar.rule_automaton import DONE, END, Member, RuleAutomaton, Subset, lead_bytes
 from mechanex_jax.errors import ConstraintError
 
-_DEEPEST = 8  # called rules opened inside each other at one place
+_DEEPEST = 8  # recursive rules inlined inside each other in one member
 _MOST_FRAMES = 400
 _MOST_LABELS = 60
 _MOST_ROUNDS = 40
@@ -28,16 +30,16 @@ _MOST_MEMBERS = 500
 
 
 def compile_rules(rules: Mapping[str, Node], start: str, limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:
-    """Build the automaton of the texts that `start` matches.
+    """Build the automaton that accepts the language of `start`.
 
     Args:
-      rules: every rule that is mentioned.
-      start: one of them.
-      limits: states and time.
+      rules: the body of every rule that `start` reaches, by name; others are ignored.
+      start: the rule that a whole text matches.
+      limits: number of states, and time.
 
     Raises:
-      ConstraintError: no text matches, the rules are beyond the limits, or can't be decided byte by byte with one stack; the
-        rule in question is named.
+      ConstraintError: the language is empty, a limit is exceeded, or no deterministic pushdown automaton was found; the message
+        names the rule.
     """
     rules = _needed(rules, start)
     ending = productive(rules)
@@ -55,6 +57,7 @@ def compile_rules(rules: Mapping[str, Node], start: str, limits: CompileLimits =
 
 
 def _needed(rules: Mapping[str, Node], start: str) -> dict[str, Node]:
+    """Return the rules that `start` reaches, itself included."""
     needed, queue = {start: rules[start]}, [start]
     while queue:
         for name in references(rules[queue.pop()]):
@@ -65,6 +68,17 @@ def _needed(rules: Mapping[str, Node], start: str) -> dict[str, Node]:
 
 
 class _Compiler:
+    """One attempt at determinizing all rules.
+
+    Attributes:
+      returned: the subsets that start automata which return early; an attempt may find that more have to.
+      places: the first and the last NFA state of each rule.
+      owner: the rule of each NFA state.
+      frames: NFA states that are returned to from a recursive rule which was inlined, or which returned early.
+      automata: the automaton of each subset that is called.
+      queue: states that are not expanded yet.
+    """
+
     def __init__(self, rules: dict[str, Node], start: str, returned: frozenset[Subset], limits: CompileLimits):
         self.rules, self.start, self.returned = rules, start, returned
         self.check = limits.meter("The grammar")
@@ -80,7 +94,6 @@ class _Compiler:
         self.alphabet = Alphabet(self.nfa.sets)
         self.leads = lead_bytes(self.alphabet)
         self.first = self._first()
-        # Places that are returned to from a rule which was opened though it lies on a cycle, or which returned early.
         self.frames: set[int] = set()
         self.automata: dict[Subset, RuleAutomaton] = {}
         self.queue: list[tuple[RuleAutomaton, int]] = []
@@ -89,10 +102,10 @@ class _Compiler:
         self.root = RuleAutomaton(start, frozenset())
         self._number(self.root, first)
 
-    # -- What a rule can begin with ------------------------------------------------------------------------------------------
+    # -- First bytes of the rules ---------------------------------------------------------------------------------------------
 
     def _first(self) -> dict[str, int]:
-        """The bytes that each rule's texts begin with."""
+        """Compute the set of bytes, as a mask, with which each rule's texts begin: FIRST of LL parsers."""
         first, classes = dict.fromkeys(self.rules, 0), dict.fromkeys(self.rules, 0)
         changed = True
         while changed:
@@ -119,7 +132,7 @@ class _Compiler:
         return first
 
     def lead(self, mask: int) -> int:
-        """The first bytes of the characters in some classes."""
+        """Return the set of first bytes of the characters in the given classes, both as masks."""
         first_bytes = 0
         for column in self.alphabet.indices(mask):
             first_bytes |= self.leads[column]
@@ -128,7 +141,7 @@ class _Compiler:
     # -- Subsets -------------------------------------------------------------------------------------------------------------
 
     def push(self, target: int, stack: tuple[int, ...]) -> tuple[int, ...]:
-        """Push a place to return to, unless nothing is left to do there."""
+        """Push a state to return to, unless only epsilon moves lead from it to the end of its rule (a tail call)."""
         seen = set()
         while target not in self.ends and target not in seen:
             seen.add(target)
@@ -139,7 +152,15 @@ class _Compiler:
         return stack
 
     def close(self, members: Iterable[Member], opened: frozenset[str] = frozenset()) -> Subset:
-        """The closure of members: those that read, call or end, with the rules that are always opened, and these, opened."""
+        """Return the epsilon closure, reduced to members that read a character, call a rule, or end.
+
+        Args:
+          members: where to start.
+          opened: recursive rules that are inlined; the others stay calls.
+
+        Raises:
+          ConstraintError: the closure is too large, as that of a left-recursive rule.
+        """
         nfa, out = self.nfa, set()
         stack = list(members)
         seen = set(stack)
@@ -176,10 +197,15 @@ class _Compiler:
         return frozenset(out)
 
     def _too_deep(self, stack: tuple[int, ...]) -> bool:
+        """Tell whether a stack is longer, or holds more inlined recursive calls, than is plausible for a usable grammar."""
         return len(stack) > _MOST_FRAMES or sum(place in self.frames for place in stack) > _DEEPEST
 
     def read(self, subset: Subset) -> tuple[list[tuple[int, Member]], dict[str, list[Member]]]:
-        """(class mask, member) for each character that can be read, and where each called rule returns to."""
+        """Find the transitions of a subset, inlining recursive rules until the next byte tells them apart.
+
+        Returns:
+          (mask of character classes, member to go to) of each transition, and the members that each called rule returns to.
+        """
         opened: frozenset[str] = frozenset()
         while True:
             reads: list[tuple[int, Member]] = []
@@ -196,6 +222,7 @@ class _Compiler:
             subset = self.close(subset, opened)
 
     def _unclear(self, reads: list[tuple[int, Member]], calls: Mapping[str, object]) -> set[str]:
+        """Find the called rules whose first bytes overlap with characters that are read, or else with one another's."""
         mask = 0
         for m, _ in reads:
             mask |= m
@@ -211,7 +238,7 @@ class _Compiler:
     # -- Automata --------------------------------------------------------------------------------------------------------------
 
     def run(self) -> set[Subset]:
-        """Build the automata; returns the ones whose ends are not clear."""
+        """Build the automata, and return the subsets that start those in which the next byte doesn't tell whether they end."""
         while self.queue:
             automaton, number = self.queue.pop()
             self.count += 1
@@ -221,7 +248,7 @@ class _Compiler:
         return self._unclear_ends()
 
     def _called(self, rule: str, subset: Subset) -> RuleAutomaton:
-        """The automaton of what a subset, part of `rule`, goes on with; it is only called for texts that aren't empty."""
+        """Return the automaton that starts at a subset of `rule`. It is only called for texts that aren't empty."""
         subset -= {DONE}
         if subset not in self.automata:
             self.automata[subset] = RuleAutomaton(rule, subset)
@@ -229,6 +256,7 @@ class _Compiler:
         return self.automata[subset]
 
     def _number(self, automaton: RuleAutomaton, subset: Subset) -> int:
+        """Return the number of a subset in an automaton; a new one is queued for expansion."""
         if not subset:
             return DEAD
         before = len(automaton.subsets)
@@ -238,6 +266,7 @@ class _Compiler:
         return number
 
     def _expand(self, automaton: RuleAutomaton, number: int) -> None:
+        """Add the transitions and calls of one state."""
         subset = automaton.subsets[number]
         if DONE in subset:
             automaton.label[number] = 0
@@ -258,7 +287,7 @@ class _Compiler:
             self._call(automaton, number, self._called(name, self.close([(self.places[name][0], ())])), returns)
 
     def _shared(self, subset: Subset) -> tuple[int, ...]:
-        """The frames that all members return to in the end, from a called rule's on: what is before them can be a call."""
+        """Return the bottom that all stacks share, below and including a recursive call's frame; the rest can be a call."""
         stacks = [stack for _, stack in subset]
         depth = 0
         while all(len(stack) > depth and stack[-1 - depth] == stacks[0][-1 - depth] for stack in stacks):
@@ -270,11 +299,13 @@ class _Compiler:
         return ()
 
     def _call(self, automaton: RuleAutomaton, number: int, inner: RuleAutomaton, returns: list[Member]) -> None:
+        """Add a call, and a return from it for each of the called automaton's labels."""
         inner.sites.append((automaton, number, returns))
         for label in range(len(inner.labels)):
             self._return(automaton, number, inner, returns, label)
 
     def _label(self, automaton: RuleAutomaton, subset: Subset) -> int:
+        """Return the label of an early return that continues with a subset; a new one is added to all places of call."""
         if subset not in automaton.labels:
             if len(automaton.labels) >= _MOST_LABELS:
                 raise ConstraintError(
@@ -287,6 +318,7 @@ class _Compiler:
         return automaton.labels.index(subset)
 
     def _return(self, automaton: RuleAutomaton, number: int, inner: RuleAutomaton, returns: list[Member], label: int) -> None:
+        """Set the state that a call returns to by one label: the continuations behind it, on top of the caller's stack."""
         members: list[Member] = []
         for target, stack in returns:
             outer = self.push(target, stack)
@@ -296,7 +328,7 @@ class _Compiler:
         automaton.calls[number][inner.key, label] = self._number(automaton, self.close(members))
 
     def _unclear_ends(self) -> set[Subset]:
-        """Automata that may end or go on at the same byte."""
+        """Find the automata that may end or continue at the same byte: a conflict of FIRST and FOLLOW, as in LL parsers."""
         everyone = [self.root, *self.automata.values()]
         begins: dict[tuple[int, int], int] = {}
         changed = True
@@ -336,6 +368,7 @@ class _Compiler:
     # -- The automaton --------------------------------------------------------------------------------------------------------
 
     def pushdown(self) -> PushdownAutomaton:
+        """Put the automata of all rules together."""
         builder = Builder()
         root = builder.rule(self.start)
         ids = {key: builder.rule(automaton.rule) for key, automaton in self.automata.items()}

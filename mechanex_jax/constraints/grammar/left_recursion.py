@@ -1,7 +1,7 @@
-"""Left and right recursion removed: which rules must stay rules, and recursion at either end turned into loops.
+"""Elimination of left and right recursion from grammars, left factoring, and which rules have to stay recursive.
 
-`e: e "+" e | e "!" | "-" e | NUMBER` says no more than: any number of prefixes, an operand, and then any number of postfixes or
-of an operator, prefixes and an operand. Written like this it is neither left-recursive nor ambiguous, and no longer recursive.
+`e: e "+" e | e "!" | "-" e | NUMBER` has the language of `e: operand ("!" | "+" operand)*` with `operand: "-"* NUMBER`, which
+is not ambiguous and not recursive.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _MOST_ALTERNATIVES = 400
 
 
 def references(node: Node) -> Iterable[str]:
-    """The rules that an expression mentions, with repetition."""
+    """Yield the names of the rules that an expression refers to; a name may occur more than once."""
     return (part.name for part in walk(node) if isinstance(part, RuleRef))
 
 
 def nullable(rules: Mapping[str, Node]) -> set[str]:
-    """The rules that may be empty."""
+    """Return the rules that match the empty text."""
     empty: set[str] = set()
     while True:
         more = {name for name, body in rules.items() if name not in empty and may_be_empty(body, empty)}
@@ -40,7 +40,7 @@ def nullable(rules: Mapping[str, Node]) -> set[str]:
 
 
 def may_be_empty(node: Node, empty: set[str]) -> bool:
-    """Whether an expression accepts the empty text, given which rules do."""
+    """Tell whether an expression matches the empty text, where `empty` are the rules that do."""
     match node:
         case RuleRef(name):
             return name in empty
@@ -55,7 +55,7 @@ def may_be_empty(node: Node, empty: set[str]) -> bool:
 
 
 def productive(rules: Mapping[str, Node]) -> set[str]:
-    """The rules that some text matches."""
+    """Return the rules that match at least one text."""
     ending: set[str] = set()
 
     def ends(node: Node) -> bool:
@@ -79,7 +79,7 @@ def productive(rules: Mapping[str, Node]) -> set[str]:
 
 
 def components(graph: Mapping[str, set[str]]) -> list[set[str]]:
-    """Strongly connected components that hold a cycle (Tarjan, without Python's own stack)."""
+    """Return the strongly connected components that contain a cycle, by Tarjan's algorithm without recursion."""
     index: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -118,7 +118,10 @@ def components(graph: Mapping[str, set[str]]) -> list[set[str]]:
 
 
 def called(rules: Mapping[str, Node]) -> set[str]:
-    """A small set of rules that cuts every cycle: these stay rules, the others can be written out where they are used."""
+    """Choose a small set of rules without which no cycle is left (a feedback vertex set, greedily).
+
+    These remain calls; all others can be inlined where they are used.
+    """
     graph = {name: set(references(body)) for name, body in rules.items()}
     kept: set[str] = set()
     while cycles := components(graph):
@@ -132,7 +135,7 @@ def called(rules: Mapping[str, Node]) -> set[str]:
 
 
 def loops(rules: Mapping[str, Node]) -> dict[str, Node]:
-    """Rewrite recursion at the ends of rules as repetition where that is possible; the languages stay the same."""
+    """Rewrite left and right recursion as repetition where that is possible. The languages stay the same."""
     rules = dict(rules)
     for _ in range(len(rules)):
         changed = False
@@ -146,7 +149,7 @@ def loops(rules: Mapping[str, Node]) -> dict[str, Node]:
 
 
 def factored(node: Node) -> Node:
-    """Left-factor alternatives: write what they begin with in common once, so that they are told apart as late as possible."""
+    """Left-factor alternatives: write a common first part once, so that the choice is made as late as possible."""
     match node:
         case Concat(parts):
             return sequence(factored(part) for part in parts)
@@ -167,7 +170,7 @@ def factored(node: Node) -> Node:
 
 
 class _Ends:
-    """One rule's alternatives, written out as far as needed to see whether they begin or end with the rule itself."""
+    """Alternatives of one rule, expanded as far as needed to see whether they begin or end with the rule itself."""
 
     def __init__(self, rules: Mapping[str, Node], name: str):
         self.rules, self.name = rules, name
@@ -175,6 +178,7 @@ class _Ends:
         self.kept = called(rules)
 
     def rewritten(self) -> Node | None:
+        """Return the rule's body with repetition in place of recursion; None: there is none, or too many alternatives."""
         bodies = self.spread((self.rules[self.name],))
         rule = RuleRef(self.name)
         before: list[Node] = []
@@ -183,13 +187,13 @@ class _Ends:
         base: list[Node] = []
         for parts in bodies or ():
             if self.is_list(parts):
-                # x (op self | post)*: the same as x, and op between two of the rule, and post behind one.
+                # `x (op self | post)*` is the alternatives `x`, `self op self` and `self post`.
                 items, rest = self.spread((parts[-1].body,)), self.spread(parts[:-1])  # type: ignore[union-attr]
                 if items is None or rest is None or bodies is None or len(bodies) > _MOST_ALTERNATIVES:
                     return None
                 for item in items:
                     (between if item[-1:] == (rule,) else after).append(sequence(item[:-1] if item[-1:] == (rule,) else item))
-                bodies += rest  # seen to later in this loop
+                bodies += rest  # handled by later iterations of this loop
                 continue
             if parts == (rule,):
                 continue
@@ -209,7 +213,7 @@ class _Ends:
         return sequence([operand, Repeat(alternatives(more), 0, None)]) if more else operand
 
     def is_list(self, parts: tuple[Node, ...]) -> bool:
-        """Whether the last part is a repetition without bounds that may end with the rule itself."""
+        """Tell whether the last part is an unbounded repetition that can end with the rule itself."""
         return (
             len(parts) > 0
             and isinstance(parts[-1], Repeat)
@@ -218,7 +222,7 @@ class _Ends:
         )
 
     def reach(self, node: Node, side: int) -> set[str]:
-        """The rules that an expression can begin (side 0) or end (side -1) with."""
+        """Return the rules that an expression can begin (side 0) or end (side -1) with."""
         names: set[str] = set()
 
         def visit(node: Node) -> None:
@@ -245,7 +249,10 @@ class _Ends:
         return names
 
     def spread(self, parts: tuple[Node, ...]) -> list[tuple[Node, ...]] | None:
-        """Alternatives, as sequences of parts, in which neither the first nor the last part hides the rule."""
+        """Expand a sequence into alternatives; where one begins or ends with the rule, its first or last part is the rule itself.
+
+        Returns None if there are too many.
+        """
         done: list[tuple[Node, ...]] = []
         waiting = [parts]
         while waiting:
@@ -262,6 +269,7 @@ class _Ends:
         return done
 
     def open(self, parts: tuple[Node, ...], side: int) -> list[tuple[Node, ...]] | None:
+        """Expand the first (side 0) or last (side -1) part by one step; None: nothing to expand."""
         if not parts:
             return None
         end = parts[side]
