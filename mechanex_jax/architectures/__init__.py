@@ -21,7 +21,7 @@ def build(
     tensors: Tensors,
     *,
     dtype: str,
-    device: jax.Device,
+    device: jax.Device,  # pyright: ignore[reportInvalidTypeForm]  # no class to a type checker
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Model:
     """Build a `Model` from HF's `config.json` (as a dict) and the checkpoint's tensors.
@@ -29,12 +29,12 @@ def build(
     Args:
       config: the content of `config.json`.
       tensors: where to read from.
-      dtype: of the parameters, by name.
+      dtype: of the parameters, by name, such as "float32".
       device: where to put them.
-      report: called with the bytes that are there and those that will be.
+      report: called after each parameter with the bytes that are on the device, and those that will be in the end.
 
     Raises:
-      CheckpointError: a model type that no family covers, missing keys, tensors that don't fit.
+      CheckpointError: a model type that no family covers, a missing key, tensors that are missing or of another shape.
     """
     kind = config.get("model_type")
     family = FAMILIES.get(kind or "")

@@ -79,7 +79,12 @@ class Static:
 @functools.lru_cache(maxsize=64)
 def _structure(
     static: Static,
-) -> tuple[nnx.GraphDef[Decoder], PyTreeDef, tuple[str, ...], tuple[jax.ShapeDtypeStruct, ...]]:
+) -> tuple[
+    nnx.GraphDef[Decoder],
+    PyTreeDef,  # pyright: ignore[reportInvalidTypeForm]  # no class to a type checker
+    tuple[str, ...],
+    tuple[jax.ShapeDtypeStruct, ...],
+]:
     """Graph definition, tree structure, parameter paths and shapes; nothing is allocated."""
     abstract = nnx.eval_shape(lambda: static.family.module(static.config, jnp.dtype(static.dtype)))
     graphdef, state = nnx.split(abstract)

@@ -1,7 +1,7 @@
-"""`mx.constraints`: what a text must be, compiled once for a vocabulary and held inside the jitted loop.
+"""`mx.constraints`: regular expressions, grammars and JSON schemas that a generated text has to match.
 
-`compile` gives a LogitsTransform for one row. Compiling runs on the host alone: nothing in this package imports JAX but
-`device`.
+`compile` turns one into a LogitsTransform for one vocabulary, which masks tokens inside the jitted loop. Compiling runs on the
+host alone: nothing in this package imports JAX but `device`.
 """
 
 from __future__ import annotations
@@ -25,12 +25,16 @@ def compile(
     tokenizer: HasTokenizer | Tokenizer | Vocabulary,
     whitespace: bool = False,
 ) -> Constraint:
-    """Compile one constraint.
+    """Compile a regular expression, a grammar or a JSON schema for a vocabulary.
 
     >>> from mechanex_jax.tokenization.vocabulary import Vocabulary
     >>> constraint = compile(regex="ab?", tokenizer=Vocabulary.from_tokens([b"a", b"b", b"ab"]))
     >>> constraint.matches("ab"), constraint.allowed("").tolist(), constraint.allowed("a").tolist()
     (True, [0, 2], [1])
+
+    >>> pairs = compile(grammar='root ::= "a" root? "b"', tokenizer=Vocabulary.from_tokens([b"a", b"b", b"c"]))
+    >>> pairs.matches("aabb"), pairs.allowed("aab").tolist(), pairs.allowed("ab").tolist()
+    (True, [1], [])
 
     Args:
       json_schema: a dict, True, a JSON text, or a pydantic model (draft 2020-12, or the one that `$schema` names).

@@ -86,8 +86,8 @@ class Policies(SavedPolicies):
           ArgumentError: a bad argument or policy, before anything is decoded.
           NotLocalError: a field that only the hosted API serves.
         """
-        found = self._resolve(policy, policy_id)
-        return self._outcomes([prompt], [found], model, max_new_tokens, seed, chat)[0].result(include_trace)
+        resolved = self._resolve(policy, policy_id)
+        return self._outcomes([prompt], [resolved], model, max_new_tokens, seed, chat)[0].result(include_trace)
 
     def compare(
         self,
@@ -106,10 +106,10 @@ class Policies(SavedPolicies):
         """
         if isinstance(policies, (str, Mapping)) or not isinstance(policies, Sequence) or not policies:
             raise expected("policies", policies, "a list of policies, at least one")
-        found = [self._read(policy, f"policies[{i}]") for i, policy in enumerate(policies)]
+        parsed = [self._read(policy, f"policies[{i}]") for i, policy in enumerate(policies)]
         check_seed(seed)
         seed = fresh(seed)
-        outcomes = self._outcomes([prompt] * len(found), found, model, max_new_tokens, [seed] * len(found), chat)
+        outcomes = self._outcomes([prompt] * len(parsed), parsed, model, max_new_tokens, [seed] * len(parsed), chat)
         return {"results": [outcome.result(True) for outcome in outcomes]}
 
     def evaluate(
@@ -141,10 +141,10 @@ class Policies(SavedPolicies):
         Raises:
           ArgumentError: as `run`, or no prompts.
         """
-        found = self._resolve(policy, policy_id)
-        given = self._prompts(prompts)
+        resolved = self._resolve(policy, policy_id)
+        texts = self._prompts(prompts)
         shown = sys.stderr.isatty() if progress is None else progress
-        outcomes = self._outcomes(given, [found] * len(given), model, max_new_tokens, seed, chat, shown, batch_size)
+        outcomes = self._outcomes(texts, [resolved] * len(texts), model, max_new_tokens, seed, chat, shown, batch_size)
         return tuning.evaluation([outcome.result(False) for outcome in outcomes])
 
     def auto_tune(
@@ -185,7 +185,7 @@ class Policies(SavedPolicies):
         """
         neither = base_policy is None and base_policy_id is None
         base = validate.read({}) if neither else self._resolve(base_policy, base_policy_id)
-        given = self._prompts(prompts)
+        texts = self._prompts(prompts)
         integer(1)("max_trials", max_trials)
         integer(1)("max_new_tokens", max_new_tokens)
         check_seed(seed)
@@ -194,19 +194,19 @@ class Policies(SavedPolicies):
 
         def evaluate(policy: Policy, chosen: Sequence[int]) -> Figures:
             seeds = [text_seed(seed, index) for index in chosen]
-            own = [given[index] for index in chosen]
+            own = [texts[index] for index in chosen]
             outcomes = self._outcomes(own, [policy] * len(own), model, max_new_tokens, seeds, chat, False, batch_size)
             return tuning.figures([outcome.result(False) for outcome in outcomes])
 
-        names, others = _names(len(given)), {"max_tokens": max_new_tokens, "chat": chat}
+        names, others = _names(len(texts)), {"max_tokens": max_new_tokens, "chat": chat}
 
         def check(policy: Policy) -> None:
             loaded = self.session.local_model(self._model_of(policy, model))
-            plans = [Plan(policy, others)] * len(given)
-            PolicyRunner(self.steering.requests(loaded), given, plans, [0] * len(given), names)
+            plans = [Plan(policy, others)] * len(texts)
+            PolicyRunner(self.steering.requests(loaded), texts, plans, [0] * len(texts), names)
 
         with progress_bar("Tuning", enabled=shown, unit="trials") as report:
-            return tuning.search(base, search_space, max_trials, len(given), seed, evaluate, report, check)
+            return tuning.search(base, search_space, max_trials, len(texts), seed, evaluate, report, check)
 
     # --- for generate ---
 
@@ -243,12 +243,12 @@ class Policies(SavedPolicies):
         fields = dict.fromkeys(merge.FIELDS)
         if not isinstance(config.steering_vector, (str, Mapping)):  # steering that is ready: no field could hold it
             del fields["steering_vector"]
-        found = validate.read(merge.merge(named, {name: own[name] for name in fields if name in own}, _DEFAULTS))
-        if found.model.model not in (*_ANYWHERE, loaded.name):
-            wanted = f"{loaded.name!r}, which the call runs on"
-            raise expected("policy.model.model", found.model.model, wanted, "Give it as model=.")
+        merged = validate.read(merge.merge(named, {name: own[name] for name in fields if name in own}, _DEFAULTS))
+        if merged.model.model not in (*_ANYWHERE, loaded.name):
+            accepted = f"{loaded.name!r}, which the call runs on"
+            raise expected("policy.model.model", merged.model.model, accepted, "Give it as model=.")
         others = {name: value for name, value in own.items() if name not in (*fields, *_OF_THE_CALL)}
-        return Plan(found, others, self._steering(found, loaded))
+        return Plan(merged, others, self._steering(merged, loaded))
 
     def _steering(self, policy: Policy, loaded: LoadedModel) -> RowSteering | None:
         """What steers, where the policy names a method that is not what it would be without; else None.
@@ -260,17 +260,17 @@ class Policies(SavedPolicies):
         if "method" not in (policy.given.get("steering") or {}):
             return None
         if steering.vector_id is not None:
-            made = store.describe(steering.vector_id)["method"]
-            if made in STEERING_METHODS and made != steering.method:
-                raise expected("policy.steering.method", steering.method, f"{made!r}, by which {steering.vector_id} was made")
+            method = store.describe(steering.vector_id)["method"]
+            if method in STEERING_METHODS and method != steering.method:
+                raise expected("policy.steering.method", steering.method, f"{method!r}, by which {steering.vector_id} was made")
         if steering.preset is None or steering.method == PRESETS[steering.preset].method:
             return None
-        found = store.preset(steering.preset, preset_strength(policy), loaded, steering.method)
+        preset = store.preset(steering.preset, preset_strength(policy), loaded, steering.method)
         vector = vector_of(steering)
         if isinstance(vector, str):
-            return found + store.resolve(vector, loaded).scaled(steering.strength)
+            return preset + store.resolve(vector, loaded).scaled(steering.strength)
         spec = loaded.model.spec
-        return found if vector is None else found + parse_steering(vector, spec.width, spec.layers).scaled(steering.strength)
+        return preset if vector is None else preset + parse_steering(vector, spec.width, spec.layers).scaled(steering.strength)
 
     # --- helpers ---
 
@@ -316,7 +316,7 @@ class Policies(SavedPolicies):
             plans = {key: Plan(policy, others, self._steering(policy, loaded)) for key, policy in distinct.items()}
             columns = zip(*((prompts[row], plans[id(policies[row])], seeds[row], names[row]) for row in rows), strict=True)
             runners.append((rows, PolicyRunner(self.steering.requests(loaded), *columns, run_tests=self.run_tests)))
-        found: dict[int, Outcome] = {}
+        outcomes: dict[int, Outcome] = {}
         with progress_bar("Running", enabled=progress, unit="prompts") as report:
 
             def done(row: int, outcome: Outcome) -> None:
@@ -326,8 +326,8 @@ class Policies(SavedPolicies):
 
             finished = 0
             for rows, runner in runners:
-                found |= dict(zip(rows, runner.outcomes(micro_batch=batch_size, on_done=done), strict=True))
-        return [found[row] for row in range(len(prompts))]
+                outcomes |= dict(zip(rows, runner.outcomes(micro_batch=batch_size, on_done=done), strict=True))
+        return [outcomes[row] for row in range(len(prompts))]
 
     @staticmethod
     def _model_of(policy: Policy, model: str | None) -> str | None:

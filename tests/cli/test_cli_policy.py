@@ -35,11 +35,11 @@ def two(tmp_path):
 def outcome(policy, prompt, seed):
     """What a session without a model makes of a prompt: its temperature is its score."""
     score = policy.sampling.temperature
-    found = {"output": f"[b]{prompt}[/b]", "accepted": score >= 0.5, "score": score, "confidence": 0.25, "tokens": 7}
-    candidate = {**found, "reason": "none", "sampling_method": policy.sampling.method, "temperature": score, "top_p": 0.9}
+    judged = {"output": f"[b]{prompt}[/b]", "accepted": score >= 0.5, "score": score, "confidence": 0.25, "tokens": 7}
+    candidate = {**judged, "reason": "none", "sampling_method": policy.sampling.method, "temperature": score, "top_p": 0.9}
     candidate |= {"seed": seed, "round": 0, "slot": 0, "latency_ms": 3}
     trace = {"policy_name": policy.name, "candidates": [candidate], "selection": candidate, "retry_events": []}
-    return {**found, "latency_ms": 3, "constraints_ok": True, "verifier_ok": True, "policy_id": None, "trace": trace}
+    return {**judged, "latency_ms": 3, "constraints_ok": True, "verifier_ok": True, "policy_id": None, "trace": trace}
 
 
 class Machine(Policies):
@@ -66,8 +66,7 @@ class Machine(Policies):
 
     def evaluate(self, prompts, policy, **more):
         self.asked = {"prompts": prompts, "policy": policy, **more}
-        found = tuning.evaluation([outcome(policy, prompt, 0) for prompt in prompts])
-        return found
+        return tuning.evaluation([outcome(policy, prompt, 0) for prompt in prompts])
 
     def auto_tune(self, prompts, base_policy, *, search_space, max_trials, seed, **more):
         self.asked = {"prompts": prompts, "base": base_policy, "space": search_space, **more}
@@ -84,9 +83,9 @@ class Machine(Policies):
 
 @pytest.fixture
 def machine(monkeypatch):
-    found = Machine(Session(), policy.default.steering)
-    monkeypatch.setattr(base, "start", found.start)
-    return found
+    machine = Machine(Session(), policy.default.steering)
+    monkeypatch.setattr(base, "start", machine.start)
+    return machine
 
 
 # --- commands ---
@@ -100,15 +99,15 @@ def test_run_prints_the_text_and_notes_how_it_went(machine, two):
     assert machine.asked["policy"] == validate.read(TWO) and machine.session["model"] == "m"
     traced = run("policy", "run", "-", two, "--trace", input="from\nstandard input\n").stdout
     assert "Confidence" in traced and "top-k" in traced and machine.asked["prompt"] == "from\nstandard input"
-    found = json.loads(run("policy", "run", "p", two, "--json", "--seed", 3).stdout)
-    assert found["output"] == "[b]p[/b]" and found["seed"] == 3 and found["trace"] is None
+    printed = json.loads(run("policy", "run", "p", two, "--json", "--seed", 3).stdout)
+    assert printed["output"] == "[b]p[/b]" and printed["seed"] == 3 and printed["trace"] is None
     assert json.loads(run("policy", "run", "p", two, "--json", "--trace").stdout)["trace"]["policy_name"] == "two digits"
 
 
 def test_a_policy_is_a_file_a_saved_id_or_a_builder_with_what_it_takes(machine, two, tmp_path):
     (tmp_path / "schema.json").write_text(json.dumps(SCHEMA))
     saved = run("policy", "save", two).stdout.strip()
-    for spec, wanted in {
+    for spec, expected in {
         saved: {**TWO, "id": saved},
         "diverse_chatbot": presets.diverse_chatbot(),
         "fast_tool_router": presets.fast_tool_router(),
@@ -117,8 +116,8 @@ def test_a_policy_is_a_file_a_saved_id_or_a_builder_with_what_it_takes(machine, 
         "steering_preset:brevity": presets.steering_preset("brevity"),
     }.items():
         assert run("policy", "run", "p", spec).exit_code == 0
-        assert machine.asked["policy"] == validate.read(wanted)
-        assert json.loads(run("policy", "show", spec).stdout) == wanted
+        assert machine.asked["policy"] == validate.read(expected)
+        assert json.loads(run("policy", "show", spec).stdout) == expected
 
 
 def test_the_model_that_a_policy_names_is_loaded(machine, tmp_path):
@@ -132,21 +131,21 @@ def test_the_model_that_a_policy_names_is_loaded(machine, tmp_path):
 def test_compare_shows_a_row_for_each_policy(machine, two):
     lines = run("policy", "compare", "p", two, "diverse_chatbot", "--seed", 1).stdout.splitlines()
     assert len(lines) == 3 and "two digits" in lines[1] and "0.70" in lines[1] and "diverse_chatbot_ads" in lines[2]
-    found = json.loads(run("policy", "compare", "p", two, "diverse_chatbot", "--seed", 1, "--json").stdout)
-    assert [result["score"] for result in found["results"]] == [0.7, 0.9] and found["seed"] == 1
+    printed = json.loads(run("policy", "compare", "p", two, "diverse_chatbot", "--seed", 1, "--json").stdout)
+    assert [result["score"] for result in printed["results"]] == [0.7, 0.9] and printed["seed"] == 1
 
 
 def test_prompts_come_from_a_file_from_standard_input_or_from_the_argument(machine, two, tmp_path):
     (tmp_path / "p.txt").write_text("one\n\n two \n")
     (tmp_path / "p.jsonl").write_text('{"prompt": "three\\nlines"}\n\n{"prompt": "four", "id": 1}\n')
-    for given, wanted in {"p.txt": ["one", " two "], "p.jsonl": ["three\nlines", "four"], "a prompt": ["a prompt"]}.items():
-        assert run("policy", "evaluate", given, two).exit_code == 0
-        assert machine.asked["prompts"] == wanted
+    for source, expected in {"p.txt": ["one", " two "], "p.jsonl": ["three\nlines", "four"], "a prompt": ["a prompt"]}.items():
+        assert run("policy", "evaluate", source, two).exit_code == 0
+        assert machine.asked["prompts"] == expected
     shown = run("policy", "evaluate", "-", two, "--batch-size", 2, input="five\nsix\n").stdout
     assert machine.asked["prompts"] == ["five", "six"] and machine.asked["batch_size"] == 2
     assert "[b]five[/b]" in shown and "2 of 2 accepted (100%)" in shown
-    found = json.loads(run("policy", "evaluate", "p.txt", two, "--json", "--seed", 4).stdout)
-    assert found["num_prompts"] == len(found["outputs"]) == 2 and found["seed"] == 4
+    printed = json.loads(run("policy", "evaluate", "p.txt", two, "--json", "--seed", 4).stdout)
+    assert printed["num_prompts"] == len(printed["outputs"]) == 2 and printed["seed"] == 4
 
 
 def test_tune_shows_the_trials_the_best_policy_and_a_picture(machine, two, tmp_path):
@@ -166,14 +165,14 @@ def test_a_search_space_comes_from_a_file_and_from_values_in_json_or_plain_words
     (tmp_path / "space.json").write_text('{"sampling.top_k": [5, 6]}')
     tries = ('verifiers.enabled=[],["syntax"]', "sampling.method=greedy,top-k", "optimization.best_of_n=1,2")
     options = [word for item in tries for word in ("--try", item)]
-    found = json.loads(run("policy", "tune", "p", "--space", "space.json", *options, "--max-trials", 5, "--json").stdout)
+    printed = json.loads(run("policy", "tune", "p", "--space", "space.json", *options, "--max-trials", 5, "--json").stdout)
     assert machine.asked["space"] == {
         "sampling.top_k": [5, 6],
         "verifiers.enabled": [[], ["syntax"]],
         "sampling.method": ["greedy", "top-k"],
         "optimization.best_of_n": [1, 2],
     }
-    assert len(found["trials"]) == 5 and machine.asked["base"] is None
+    assert len(printed["trials"]) == 5 and machine.asked["base"] is None
     assert len(json.loads(run("policy", "tune", "p", "--json").stdout)["trials"]) == 1
 
 
@@ -272,5 +271,5 @@ def test_generate_runs_through_a_policy_of_a_file_or_a_saved_one(smollm2_folder,
     common = ("generate", "The number is", "--max-tokens", 4, "--seed", 2, "--json")
     texts = [json.loads(run(*common, *more).stdout)["text"] for more in (("--policy", two), ("--policy-id", saved))]
     assert texts[0] == texts[1] and 10 <= int(texts[0]) <= 99
-    found = json.loads(run("policy", "run", "The number is", two, "--max-tokens", 4, "--seed", 2, "--json").stdout)
-    assert found["output"] == texts[0] and found["accepted"]
+    printed = json.loads(run("policy", "run", "The number is", two, "--max-tokens", 4, "--seed", 2, "--json").stdout)
+    assert printed["output"] == texts[0] and printed["accepted"]

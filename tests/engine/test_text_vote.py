@@ -56,10 +56,10 @@ def small(mx, tmp_path_factory):
     oracles.save_tokenizer(letters)
     session = mx.runtime.default.session
     folders = {"pieces": pieces, "letters": letters}
-    found = {name: loading.load(folder) for name, folder in folders.items()}
-    session._models = {**found, **session._models}
-    yield {name: (found[name], oracles.theirs(folder)) for name, folder in folders.items()}
-    for name in found:
+    loaded = {name: loading.load(folder) for name, folder in folders.items()}
+    session._models = {**loaded, **session._models}
+    yield {name: (loaded[name], oracles.theirs(folder)) for name, folder in folders.items()}
+    for name in loaded:
         session._models.pop(name)
 
 
@@ -171,13 +171,13 @@ def test_each_member_reads_its_own_chat_template_and_stop_strings_end_all(mx, lo
     prompts = [model.tokenizer.apply_chat_template("Name a city.") for model in (loaded, small["pieces"][0])]
     assert "<|im_start|>user" in prompts[0] and prompts[1] == "[user] Name a city.\n[assistant]"
     for candidate, name in zip(trace["candidates"], [None, "pieces"], strict=True):
-        wanted = mx.generation.generate(
+        expected = mx.generation.generate(
             "Name a city.",
             sampling_method="top-p",
             model=name,
             **{k: v for k, v in arguments.items() if k != "ensemble_models"},
         )
-        assert candidate["text"] == wanted and not set("ae") & set(wanted)
+        assert candidate["text"] == expected and not set("ae") & set(expected)
 
 
 def test_to_say_nothing_is_as_likely_as_the_end_and_not_certain(mx, loaded, small, peer):
@@ -185,11 +185,11 @@ def test_to_say_nothing_is_as_likely_as_the_end_and_not_certain(mx, loaded, smal
     members = ["pieces", "letters"]
     text, trace = ask(mx, ensemble_models=members, regex_pattern="a{0}", seed=1, voting="product")
     models = [(loaded, peer), *(small[name] for name in members)]
-    wanted = [per_byte(model, hf, model.tokenizer.encode(PROMPT), "", True) for model, hf in models]
-    assert text == "" and wanted[0] < -1 and wanted[1] < -1 and wanted[2] == 0
+    expected = [per_byte(model, hf, model.tokenizer.encode(PROMPT), "", True) for model, hf in models]
+    assert text == "" and expected[0] < -1 and expected[1] < -1 and expected[2] == 0
     for candidate in trace["candidates"]:
         assert candidate["text"] == ""
-        assert list(candidate["loglikelihood_per_byte"].values()) == pytest.approx(wanted, rel=1e-3)
+        assert list(candidate["loglikelihood_per_byte"].values()) == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_tokenizer_that_adds_a_space_spells_continuations_without_it(small):
@@ -212,11 +212,11 @@ def test_a_tokenizer_that_adds_a_space_spells_continuations_without_it(small):
     ids=lambda value: str(value)[:40],
 )
 def test_members_that_do_not_fit_are_refused_with_the_reason(mx, small, compilations, arguments, words):
-    given = ENSEMBLE | {"ensemble_models": ["letters"]} | arguments
+    settings = ENSEMBLE | {"ensemble_models": ["letters"]} | arguments
 
     def call():
         with pytest.raises(ArgumentError, match=words):
-            mx.generation.generate(given.pop("prompt", PROMPT), **given)
+            mx.generation.generate(settings.pop("prompt", PROMPT), **settings)
 
     assert compilations(call) == 0
 

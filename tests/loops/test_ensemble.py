@@ -104,9 +104,9 @@ def test_the_three_rules_differ_and_so_does_each_from_every_member():
 def chi_square(counts, law):
     common = law * counts.sum() >= 5  # pool what is too rare for a chi-square
     observed = [*counts[common], counts[~common].sum()]
-    wanted = [*law[common] * counts.sum(), law[~common].sum() * counts.sum()]
-    keep = np.array(wanted) > 0
-    return stats.chisquare(np.array(observed)[keep], np.array(wanted)[keep]).pvalue
+    expected = [*law[common] * counts.sum(), law[~common].sum() * counts.sum()]
+    keep = np.array(expected) > 0
+    return stats.chisquare(np.array(observed)[keep], np.array(expected)[keep]).pvalue
 
 
 @pytest.mark.slow
@@ -220,8 +220,8 @@ def test_impossible_tokens_stay_so_for_all_members_under_mean_and_for_one_under_
     members = [jnp.asarray(z)[None] for z in LOGITS]
     out = np.asarray(COMBINATIONS[rule](members, jnp.asarray([weights], jnp.float32)))[0]
     heard = [z for z, w in zip(np.isfinite(LOGITS), weights, strict=True) if w > 0]
-    wanted = np.any(heard, axis=0) if rule == "mean" else np.all(heard, axis=0)
-    np.testing.assert_array_equal(np.isfinite(out), wanted)
+    expected = np.any(heard, axis=0) if rule == "mean" else np.all(heard, axis=0)
+    np.testing.assert_array_equal(np.isfinite(out), expected)
     assert not np.isnan(out).any()
 
 
@@ -279,15 +279,15 @@ def test_rows_end_by_eos_by_stop_strings_and_by_lengths_of_their_own(voting):
     stops = stop_table([["bab"], [], ["c"], []], OFFSETS, DATA)
     out = run(voting, SAMPLED, max_new_tokens=most, eos_ids=[9], stops=stops, pad_id=99)
     for row in range(B):
-        text, wanted = b"", (most[row], FinishReason.LENGTH)
+        text, expected = b"", (most[row], FinishReason.LENGTH)
         for index, token in enumerate(plain[row, : most[row]].tolist()):
             text += WORDS[token]
             if token == 9 or (row == 0 and b"bab" in text):
-                wanted = index + 1, FinishReason.EOS if token == 9 else FinishReason.STOP
+                expected = index + 1, FinishReason.EOS if token == 9 else FinishReason.STOP
                 break
-        assert (out.lengths[row], out.finish_reason[row]) == wanted
-        np.testing.assert_array_equal(out.tokens[row, : wanted[0]], plain[row, : wanted[0]])
-        assert (out.tokens[row, wanted[0] :] == 99).all()
+        assert (out.lengths[row], out.finish_reason[row]) == expected
+        np.testing.assert_array_equal(out.tokens[row, : expected[0]], plain[row, : expected[0]])
+        assert (out.tokens[row, expected[0] :] == 99).all()
 
 
 @pytest.mark.parametrize("voting", VOTING)
@@ -331,11 +331,11 @@ def test_members_and_weights_that_do_not_fit_are_refused_on_the_host(changed, wo
 @pytest.fixture(scope="module")
 def members(tmp_path_factory):
     """Two models over different vocabularies: (ours, theirs) each."""
-    made = []
+    pairs = []
     for name, config in (("llama", oracles.llama()), ("gpt2", oracles.gpt2(vocab_size=53))):
-        folder = oracles.saved(config, tmp_path_factory.mktemp(name), seed=len(made))
-        made.append((oracles.ours(folder), oracles.theirs(folder)))
-    return made
+        folder = oracles.saved(config, tmp_path_factory.mktemp(name), seed=len(pairs))
+        pairs.append((oracles.ours(folder), oracles.theirs(folder)))
+    return pairs
 
 
 @pytest.mark.slow
@@ -344,10 +344,10 @@ def test_scores_are_those_of_transformers_however_many_chunks_they_take(members,
     for ours, hf in members:
         tokens = rng.integers(0, ours.spec.vocabulary, (3, 30)).astype(np.int32)
         log_p = jax.nn.log_softmax(oracles.logits_of(hf, tokens))
-        wanted = [sum(log_p[r, at - 1, tokens[r, at]] for at in range(prompts[r], lengths[r])) for r in range(3)]
+        expected = [sum(log_p[r, at - 1, tokens[r, at]] for at in range(prompts[r], lengths[r])) for r in range(3)]
         for affordable in (2**25, 1):
             monkeypatch.setattr(mx.loops.scoring, "_LOGITS", affordable)
-            np.testing.assert_allclose(score(ours, tokens, lengths, prompts), wanted, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(score(ours, tokens, lengths, prompts), expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -360,27 +360,27 @@ def test_models_with_different_tokenisers_select_among_candidates_that_all_of_th
     ]
     prompt, candidates = b"abcd", [b"efghij", b"zy", b"hello wo", b"qqqq"]
     sizes = [len(c) for c in candidates]
-    found, peers = np.zeros((2, 2, 4)), [hf for _, hf in members]
+    scores, peers = np.zeros((2, 2, 4)), [hf for _, hf in members]
     for m, model in enumerate(models):
         prompt_size = len(spell[m](prompt))
         for c, candidate in enumerate(candidates):
             tokens = np.array([spell[m](prompt + candidate)], np.int32)
-            found[0, m, c] = score(model, tokens, [tokens.shape[1]], [prompt_size])[0]
+            scores[0, m, c] = score(model, tokens, [tokens.shape[1]], [prompt_size])[0]
             log_p = np.asarray(jax.nn.log_softmax(oracles.logits_of(peers[m], tokens)))[0]
-            found[1, m, c] = sum(log_p[at - 1, tokens[0, at]] for at in range(prompt_size, tokens.shape[1]))
-    per_byte = found[1] / sizes
-    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)
+            scores[1, m, c] = sum(log_p[at - 1, tokens[0, at]] for at in range(prompt_size, tokens.shape[1]))
+    per_byte = scores[1] / sizes
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4)
     for weights in ([1, 1], [3, 1], [1, 9]):
         shares = np.array(weights) / np.sum(weights)
-        assert select(found[0], sizes, voting="mean", weights=weights) == (shares @ np.exp(per_byte)).argmax()
-        assert select(found[0], sizes, voting="product", weights=weights) == (shares @ per_byte).argmax()
+        assert select(scores[0], sizes, voting="mean", weights=weights) == (shares @ np.exp(per_byte)).argmax()
+        assert select(scores[0], sizes, voting="product", weights=weights) == (shares @ per_byte).argmax()
         votes = np.bincount(per_byte.argmax(axis=1), shares, minlength=4)
         liked = np.where(votes == votes.max(), shares @ np.exp(per_byte), -1)
-        assert select(found[0], sizes, weights=weights) == liked.argmax()
+        assert select(scores[0], sizes, weights=weights) == liked.argmax()
 
 
 @pytest.mark.parametrize(
-    ("arguments", "wanted"),
+    ("arguments", "expected"),
     [
         (([[-10.0, -10.0]], [10, 5]), 0),  # per byte, not in all
         (([[-1.0, -9, -9], [-1, -9, -9], [-9, -0.1, -9]], [1, 1, 1]), 0),  # two votes against one
@@ -391,9 +391,9 @@ def test_models_with_different_tokenisers_select_among_candidates_that_all_of_th
         (([[-1.0, -2.0]], [0, 1]), 0),
     ],
 )
-def test_select_by_hand(arguments, wanted):
-    assert select(*arguments) == wanted
-    assert len(arguments[0]) > 1 or select(*arguments, voting="mean") == select(*arguments, voting="product") == wanted
+def test_select_by_hand(arguments, expected):
+    assert select(*arguments) == expected
+    assert len(arguments[0]) > 1 or select(*arguments, voting="mean") == select(*arguments, voting="product") == expected
 
 
 @pytest.mark.slow

@@ -92,10 +92,10 @@ def law(model: Any, past, keep: int) -> np.ndarray:
 
 
 def chi_square(counts: np.ndarray, probabilities: np.ndarray) -> float:
-    wanted = probabilities / probabilities.sum() * counts.sum()
-    assert counts[wanted == 0].sum() == 0
-    common = wanted >= 5  # pool what is too rare
-    pooled = [*wanted[common], wanted[~common].sum()]
+    expected = probabilities / probabilities.sum() * counts.sum()
+    assert counts[expected == 0].sum() == 0
+    common = expected >= 5  # pool what is too rare
+    pooled = [*expected[common], expected[~common].sum()]
     observed = [*counts[common], counts[~common].sum()]
     cells = np.array([(o, w) for o, w in zip(observed, pooled, strict=True) if w > 0])
     return stats.chisquare(cells[:, 0], cells[:, 1]).pvalue
@@ -127,10 +127,10 @@ def test_the_law_of_one_round_and_of_the_text_is_the_one_enumerated(keep, seed):
         one_round[2, x, y, z] = min(p[0], q[0]) * min(p[1], q[1]) * p[2]
     assert one_round.sum() == pytest.approx(1)
 
-    found = np.zeros_like(one_round)
+    observed = np.zeros_like(one_round)
     first[np.arange(3) >= said[:, None]] = 0
-    np.add.at(found, (said - 1, *first.T), 1)
-    assert chi_square(found.ravel(), one_round.ravel()) > 1e-3
+    np.add.at(observed, (said - 1, *first.T), 1)
+    assert chi_square(observed.ravel(), one_round.ravel()) > 1e-3
     counted = speculative_stats(carry)
     np.testing.assert_array_equal(counted.accepted, said - 1)
 
@@ -190,12 +190,12 @@ STEERED = mx.edits.add(np.ones(6, np.float32), layer=0, strength=[0.0, 0.5, -0.5
 @pytest.mark.parametrize("drafter", SAME.values(), ids=SAME)
 def test_constraint_and_steering_hold_and_states_roll_back_exactly(transform, edits, drafter):
     program, carry = start(MODEL, PROMPTS, LENGTHS, transform, edits=edits, **COMMON)
-    wanted = decode_chunk(program, carry, np.int32(99))
+    expected = decode_chunk(program, carry, np.int32(99))
     program, carry = speculative_start(MODEL, PROMPTS, LENGTHS, transform, drafter=drafter, edits=edits, **COMMON)
     carry = speculative_chunk(program, carry, np.int32(99), 4)
-    same(result(carry.base), result(wanted))
-    jax.tree.map(np.testing.assert_array_equal, carry.base.transform_state, wanted.transform_state)
-    np.testing.assert_array_equal(carry.base.cache.lengths, wanted.cache.lengths)
+    same(result(carry.base), result(expected))
+    jax.tree.map(np.testing.assert_array_equal, carry.base.transform_state, expected.transform_state)
+    np.testing.assert_array_equal(carry.base.cache.lengths, expected.cache.lengths)
     counted = speculative_stats(carry)
     assert (counted.accepted > 0).any()
     assert drafter is SAME["itself"] or (counted.accepted < counted.tested).any()
@@ -226,10 +226,10 @@ def test_a_drawn_draft_never_leaves_the_constraint_and_keeps_its_law():
             share *= weights[token] / weights.sum()
             state, past = machine.table[state, token], [*past, token]
         probabilities[text] = share
-    found = np.zeros_like(probabilities)
-    np.add.at(found, tuple(out.tokens.T), 1)
+    observed = np.zeros_like(probabilities)
+    np.add.at(observed, tuple(out.tokens.T), 1)
     assert 0.05 < np.nanmean(counts.acceptance_rate) < 0.95
-    assert chi_square(found.ravel(), probabilities.ravel()) > 1e-3
+    assert chi_square(observed.ravel(), probabilities.ravel()) > 1e-3
 
 
 WORDS = [b"a", b"b", b"ab", b"ba", b"c", b"cab", b"\xc3", b"\xa9", b"", b"bcb", b"aa"]
@@ -262,22 +262,22 @@ class Wall(mx.transforms.Stateless):
 def test_rows_end_in_the_middle_of_an_accepted_run_as_in_plain_decoding(arguments, reason, drafter):
     arguments = dict(arguments)
     transform = arguments.pop("transform", SAMPLED)
-    wanted = plain(transform, **arguments)
-    assert (wanted.finish_reason == reason).any()
+    expected = plain(transform, **arguments)
+    assert (expected.finish_reason == reason).any()
     for steps in (4, 8):
-        same(run(transform, drafter, steps=steps, **arguments)[0], wanted)
+        same(run(transform, drafter, steps=steps, **arguments)[0], expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("drafter", SAME.values(), ids=SAME)
 def test_the_same_tokens_however_rounds_and_plain_steps_are_mixed(drafter):
-    wanted = plain(SAMPLED)
+    expected = plain(SAMPLED)
     program, carry = speculative_start(MODEL, PROMPTS, LENGTHS, SAMPLED, drafter=drafter, **COMMON)
     for steps, until in [(1, 3), (4, 1), (2, 1), (1, 99)]:
         carry = speculative_chunk(program, carry, np.int32(until), steps)
-    same(result(carry.base), wanted)
+    same(result(carry.base), expected)
     out, _ = run(SAMPLED, drafter, adaptive=True)
-    same(out, wanted)
+    same(out, expected)
 
 
 @pytest.mark.slow

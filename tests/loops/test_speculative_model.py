@@ -56,14 +56,15 @@ LENGTHS = np.array([30, 3, 17, 1], np.int32)
 
 def compare(model, transform, drafter, **arguments):
     arguments = {"key": jax.random.key(1), "max_new_tokens": 40, "eos_ids": [7]} | arguments
-    wanted = decode(model, PROMPTS, LENGTHS, transform, **arguments)
+    expected = decode(model, PROMPTS, LENGTHS, transform, **arguments)
     out, counts = speculative_decode(model, PROMPTS, LENGTHS, transform, drafter=drafter, adaptive=False, **arguments)
-    for row, length in enumerate(wanted.lengths):
-        differ = np.flatnonzero(out.tokens[row] != wanted.tokens[row])
-        assert not len(differ) or close_call(model, PROMPTS[row, : LENGTHS[row]], wanted.tokens[row], differ[0]), (row, differ)
+    for row, length in enumerate(expected.lengths):
+        differ = np.flatnonzero(out.tokens[row] != expected.tokens[row])
+        prompt = PROMPTS[row, : LENGTHS[row]]
+        assert not len(differ) or close_call(model, prompt, expected.tokens[row], differ[0]), (row, differ)
         if not len(differ):
-            assert out.lengths[row] == length and out.finish_reason[row] == wanted.finish_reason[row]
-            np.testing.assert_allclose(out.logprobs[row], wanted.logprobs[row], atol=2e-3)
+            assert out.lengths[row] == length and out.finish_reason[row] == expected.finish_reason[row]
+            np.testing.assert_allclose(out.logprobs[row], expected.logprobs[row], atol=2e-3)
     return counts
 
 
@@ -123,8 +124,8 @@ def test_a_drafter_is_handed_the_activations_of_the_positions_that_were_read(sma
     seen, kept = carry.draft
     for row in range(4):
         text = np.asarray(carry.base.tokens)[row, : int(carry.base.cache.lengths[row])]
-        wanted = forward(model, text, capture="resid_post").activations["resid_post"][-1]
-        np.testing.assert_allclose(seen[row, : kept[row]], wanted[len(text) - int(kept[row]) :], atol=1e-3)
+        expected = forward(model, text, capture="resid_post").activations["resid_post"][-1]
+        np.testing.assert_allclose(seen[row, : kept[row]], expected[len(text) - int(kept[row]) :], atol=1e-3)
 
 
 TEXTS = [
@@ -144,10 +145,10 @@ def test_the_default_model_says_the_same_greedily(loaded, layers):
         prompts[row, : len(text)] = text
     drafter = prompt_lookup() if layers is None else model_drafter(first_layers(loaded.model, layers))
     arguments = {"key": jax.random.key(0), "max_new_tokens": 24}
-    wanted = decode(loaded.model, prompts, lengths, GREEDY, **arguments)
+    expected = decode(loaded.model, prompts, lengths, GREEDY, **arguments)
     out, counts = speculative_decode(loaded.model, prompts, lengths, GREEDY, drafter=drafter, adaptive=False, **arguments)
     for row in range(len(texts)):
-        differ = np.flatnonzero(out.tokens[row] != wanted.tokens[row])
-        assert not len(differ) or close_call(loaded.model, texts[row], wanted.tokens[row], differ[0])
+        differ = np.flatnonzero(out.tokens[row] != expected.tokens[row])
+        assert not len(differ) or close_call(loaded.model, texts[row], expected.tokens[row], differ[0])
     assert (counts.tested > 0).any()
     assert counts.tokens_per_round[0] > 2 or layers is not None

@@ -28,11 +28,11 @@ DOCUMENT = {"$ref": "#/components/schemas/RuntimePolicy", "components": {"schema
 
 def wire() -> dict[str, dict]:
     """Dotted path -> the hosted API's schema of the field."""
-    found = {}
+    fields = {}
     for name, field in WIRE["RuntimePolicy"]["properties"].items():
         section = WIRE.get(field.get("$ref", "").rpartition("/")[2])
-        found |= {name: field} if section is None else {f"{name}.{k}": v for k, v in section["properties"].items()}
-    return found
+        fields |= {name: field} if section is None else {f"{name}.{k}": v for k, v in section["properties"].items()}
+    return fields
 
 
 # Fields that only this library has, as the hosted API would write them.
@@ -142,10 +142,10 @@ ONE_VALUE = {"verifiers.code_language"}  # has but one that is served here
 
 def given_with(path: str) -> dict:
     value, more = EXAMPLES[path]
-    found = put(path, value)
+    policy = put(path, value)
     for section, inner in more.items():
-        found[section] = {**inner, **found.get(section, {})}
-    return found
+        policy[section] = {**inner, **policy.get(section, {})}
+    return policy
 
 
 def test_the_examples_cover_every_field():
@@ -277,10 +277,10 @@ ERRORS = [
 ]
 
 
-@pytest.mark.parametrize(("given", "said"), ERRORS, ids=[said[:40] for _, said in ERRORS])
-def test_a_mistake_is_named_with_its_place_and_the_way_out(given, said):
+@pytest.mark.parametrize(("policy", "said"), ERRORS, ids=[said[:40] for _, said in ERRORS])
+def test_a_mistake_is_named_with_its_place_and_the_way_out(policy, said):
     with pytest.raises(ArgumentError, match=said):
-        read(given)
+        read(policy)
 
 
 @pytest.mark.parametrize("field", ["json_schema", "json_mode", "tool_schema", "required_fields", "grammar"])
@@ -323,8 +323,8 @@ def test_a_schema_may_have_any_form_that_generate_takes(form):
 
 def test_fields_that_imply_others_set_them():
     for flag in ("adaptive_temperature", "adaptive_top_p"):
-        for given in ({}, {flag: False}):
-            assert getattr(read({"sampling": {f"{flag}_schedule": [0.3], **given}}).sampling, flag)
+        for flags in ({}, {flag: False}):
+            assert getattr(read({"sampling": {f"{flag}_schedule": [0.3], **flags}}).sampling, flag)
     for steering in ({"preset": "brevity"}, {"vector": {"1": [1.0]}}, {"vector_id": "sv_1"}):
         assert read({"steering": steering}).steering.enabled
     assert read({"verifiers": {"code_unit_tests": ["f()"], "enabled": ["code_compile"]}}).verifiers.enabled == (
@@ -335,13 +335,13 @@ def test_fields_that_imply_others_set_them():
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_bring_what_they_need(preset):
-    wanted = {
+    constraints = {
         "json_compliance": (True, ("syntax",), ("syntax", "json_schema"), ("syntax",)),
         "truthfulness": (False, *[("factuality",)] * 3),
         "safety_style": (False, *[("factuality",)] * 3),
         "format_rigidity": (False, (), (), ("regex",)),
     }
-    json_mode, plain, with_schema, with_pattern = wanted.get(preset, (False, (), (), ()))
+    json_mode, plain, with_schema, with_pattern = constraints.get(preset, (False, (), (), ()))
     alone = read({"steering": {"preset": preset}})
     assert (alone.constraints.json_mode, alone.verifiers.enabled) == (json_mode, plain)
     assert read({"steering": {"preset": preset}, "constraints": {"json_schema": SCHEMA}}).verifiers.enabled == with_schema
@@ -351,12 +351,12 @@ def test_presets_bring_what_they_need(preset):
 
 
 def test_what_was_given_stays_known_and_is_a_copy_and_no_part_of_equality():
-    given = {"sampling": {"temperature": 0.2}, "verifiers": {"enabled": ["syntax"]}, "model": None}
-    policy = read(given)
-    given["verifiers"]["enabled"].append("regex")
-    given["sampling"]["top_k"] = 3
+    written = {"sampling": {"temperature": 0.2}, "verifiers": {"enabled": ["syntax"]}, "model": None}
+    policy = read(written)
+    written["verifiers"]["enabled"].append("regex")
+    written["sampling"]["top_k"] = 3
     changed = dataclasses.replace(policy, name="other")
-    assert changed.given == policy.given == {**given, "sampling": {"temperature": 0.2}, "verifiers": {"enabled": ["syntax"]}}
+    assert changed.given == policy.given == {**written, "sampling": {"temperature": 0.2}, "verifiers": {"enabled": ["syntax"]}}
     assert read(to_dict(policy)) == policy and read(policy) is policy
     data = to_dict(policy)
     data["metadata"]["a"] = 1

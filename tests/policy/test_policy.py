@@ -77,15 +77,15 @@ SAME = {
 def test_a_policy_decodes_as_generate_does(two, method):
     policy, arguments = SAME[method]
     text = two.generation.generate(PROMPT, sampling_method=method, max_tokens=12, seed=9, **arguments)
-    found = two.policy.run(PROMPT, policy, max_new_tokens=12, seed=9)
-    assert found["output"] == text and found["accepted"] and found["score"] == 1.0 and found["trace"] is None
+    result = two.policy.run(PROMPT, policy, max_new_tokens=12, seed=9)
+    assert result["output"] == text and result["accepted"] and result["score"] == 1.0 and result["trace"] is None
     assert two.generation.generate(PROMPT, max_tokens=12, seed=9, policy=policy) == text
 
 
 def test_every_candidate_is_what_generate_returns_with_its_seed_and_values(mx):
     policy = {"sampling": {"diversity_strength": 1.0, "num_candidates": 4, "method": "top-p"}}
-    found = mx.policy.run(PROMPT, policy, max_new_tokens=8, seed=4, include_trace=True)
-    candidates = found["trace"]["candidates"]
+    result = mx.policy.run(PROMPT, policy, max_new_tokens=8, seed=4, include_trace=True)
+    candidates = result["trace"]["candidates"]
     assert [c["temperature"] for c in candidates] == pytest.approx([0.7, 0.8, 0.9, 0.7]) and candidates[0]["seed"] == 4
     for candidate in candidates:
         values = {name: candidate[name] for name in ("sampling_method", "temperature", "top_p", "seed")}
@@ -93,8 +93,8 @@ def test_every_candidate_is_what_generate_returns_with_its_seed_and_values(mx):
         assert one.text == candidate["output"]
         assert candidate["confidence"] == pytest.approx(np.exp(np.mean(one.logprobs)), rel=1e-3)
         assert candidate["tokens"] == len(one.tokens)
-    assert found["output"] == max(candidates, key=lambda c: c["confidence"])["output"]
-    json.dumps(found)
+    assert result["output"] == max(candidates, key=lambda c: c["confidence"])["output"]
+    json.dumps(result)
 
 
 def test_a_seed_gives_the_same_trace_whatever_the_batch(mx):
@@ -117,9 +117,9 @@ def test_the_prompt_of_a_round_is_prefilled_once(loaded):
 
 def test_candidates_are_ranked_under_the_model_without_steering(mx, loaded):
     policy = {"steering": {"vector": VECTOR, "strength": 4.0}, "optimization": {"best_of_n": 3}}
-    found = mx.policy.run(PROMPT, policy, max_new_tokens=6, seed=2, include_trace=True)["trace"]
+    trace = mx.policy.run(PROMPT, policy, max_new_tokens=6, seed=2, include_trace=True)["trace"]
     prompt = loaded.tokenizer.encode(PROMPT)
-    for candidate in found["candidates"]:
+    for candidate in trace["candidates"]:
         steered = mx.generation.generate(
             PROMPT, max_tokens=6, seed=candidate["seed"], steering_vector=VECTOR, steering_strength=4.0, details=True
         )
@@ -127,7 +127,7 @@ def test_candidates_are_ranked_under_the_model_without_steering(mx, loaded):
         expected = loops.score(loaded, ids, [ids.shape[1]], [len(prompt)])[0] / len(steered.tokens)
         assert candidate["likelihood"] == pytest.approx(expected, abs=1e-3)
         assert abs(candidate["likelihood"] - np.log(candidate["confidence"])) > 1e-3
-    assert found["selection"]["likelihood"] == max(candidate["likelihood"] for candidate in found["candidates"])
+    assert trace["selection"]["likelihood"] == max(candidate["likelihood"] for candidate in trace["candidates"])
     off = mx.policy.run(PROMPT, {**policy, "verifiers": {"rerank": False}}, max_new_tokens=6, seed=2, include_trace=True)[
         "trace"
     ]
@@ -146,10 +146,10 @@ def test_unit_tests_reject_accept_and_time_out_through_a_runner_of_ones_own(load
         "verifiers": {"code_unit_tests": ["assert f() == 1"], "unit_test_timeout_ms": 70, "repair_on_failure": False},
         "optimization": {"retry_on_failure": 5},
     }
-    found = policies.run(PROMPT, policy, max_new_tokens=4, seed=0, include_trace=True)
-    assert found["accepted"] and found["verifier_ok"] and len(found["trace"]["candidates"]) == len(seen) == 3
-    assert [event["winner_score"] for event in found["trace"]["retry_events"]] == pytest.approx([0.1, 0.1])
-    assert found["trace"]["selection"]["uncontained"] == ["network"]
+    result = policies.run(PROMPT, policy, max_new_tokens=4, seed=0, include_trace=True)
+    assert result["accepted"] and result["verifier_ok"] and len(result["trace"]["candidates"]) == len(seen) == 3
+    assert [event["winner_score"] for event in result["trace"]["retry_events"]] == pytest.approx([0.1, 0.1])
+    assert result["trace"]["selection"]["uncontained"] == ["network"]
     assert all(tests == ("assert f() == 1",) and ms == 70 for _, tests, ms in seen)
 
 
@@ -160,8 +160,8 @@ def test_code_from_generate_meets_its_tests_in_the_sandbox(mx):
     assert re.fullmatch("[0-9]{2}", text)
     arguments = {"regex_pattern": "[0-9]{2}", "code_unit_tests": ["assert False, 'no'"], "include_trace": True}
     mx.generation.generate("x = 1\ny = ", max_tokens=4, seed=1, **arguments)
-    found = mx.generation.last_trace["selection"]
-    assert not found["accepted"] and "no" in found["reason"] and found["score"] == pytest.approx(0.1)
+    selection = mx.generation.last_trace["selection"]
+    assert not selection["accepted"] and "no" in selection["reason"] and selection["score"] == pytest.approx(0.1)
 
 
 def test_last_trace_is_of_the_thread_and_only_where_it_was_asked_for(mx):
@@ -211,8 +211,8 @@ def test_forbidden_terms_are_never_generated_whatever_else_holds(mx):
     assert "paris" not in batch[0].lower() and batch[1] == greedy
     ended = mx.generation.generate(PROMPT, **{**regex, "regex_pattern": "paris"}, forbidden_terms=["Paris"], details=True)
     assert ended.finish_reason == "dead_end"
-    found = mx.policy.run(PROMPT, {"constraints": {"regex_pattern": "paris", "forbidden_terms": ["par"]}}, max_new_tokens=6)
-    assert not found["accepted"] and not found["constraints_ok"]
+    result = mx.policy.run(PROMPT, {"constraints": {"regex_pattern": "paris", "forbidden_terms": ["par"]}}, max_new_tokens=6)
+    assert not result["accepted"] and not result["constraints_ok"]
 
 
 def test_steering_acts_at_the_layers_and_positions_that_the_policy_names(mx, loaded):
@@ -254,11 +254,11 @@ def test_the_method_that_a_policy_names_makes_its_presets_vector(mx, loaded):
 
 
 def test_a_stored_vector_of_another_method_than_the_policy_names_is_refused(mx, loaded):
-    made = mx.steering.generate_vectors(["a"], [" b"], [" c"], layer_idxs=[3], method="caa")
-    policy = {"steering": {"vector_id": made, "method": "caa"}}
+    vector_id = mx.steering.generate_vectors(["a"], [" b"], [" c"], layer_idxs=[3], method="caa")
+    policy = {"steering": {"vector_id": vector_id, "method": "caa"}}
     assert mx.policy.run(PROMPT, policy, max_new_tokens=2)["accepted"]
     with pytest.raises(ArgumentError, match="'caa', by which"):
-        mx.policy.run(PROMPT, {"steering": {"vector_id": made, "method": "few-shot"}}, max_new_tokens=2)
+        mx.policy.run(PROMPT, {"steering": {"vector_id": vector_id, "method": "few-shot"}}, max_new_tokens=2)
 
 
 # --- wrong input ---
@@ -331,16 +331,16 @@ def test_lists_that_must_not_be_empty_and_models_that_are_not_there(mx):
 
 
 def test_policies_and_presets_are_kept_as_they_were_given(mx):
-    given = {"name": "mine", "sampling": {"temperature": 0.3}, "optimization": {"best_of_n": 2}}
-    saved = mx.policy.save(given)
-    assert mx.policy.get(saved) == {**given, "id": saved} and [p["id"] for p in mx.policy.list()] == [saved]
-    assert mx.policy.save({**given, "id": saved, "name": "new"}) == saved and mx.policy.get(saved)["name"] == "new"
-    preset = mx.policy.publish_preset("shared", given, visibility="public", tags=["a"], description="d")
-    hidden = mx.policy.publish_preset("own", given)
+    policy = {"name": "mine", "sampling": {"temperature": 0.3}, "optimization": {"best_of_n": 2}}
+    saved = mx.policy.save(policy)
+    assert mx.policy.get(saved) == {**policy, "id": saved} and [p["id"] for p in mx.policy.list()] == [saved]
+    assert mx.policy.save({**policy, "id": saved, "name": "new"}) == saved and mx.policy.get(saved)["name"] == "new"
+    preset = mx.policy.publish_preset("shared", policy, visibility="public", tags=["a"], description="d")
+    hidden = mx.policy.publish_preset("own", policy)
     assert {p["id"] for p in mx.policy.list_presets()} == {preset, hidden}
     assert [p["id"] for p in mx.policy.list_presets(include_public=False)] == [hidden]
     clone = mx.policy.clone_preset(preset)
-    assert clone != saved and mx.policy.get(clone) == {**given, "id": clone}
+    assert clone != saved and mx.policy.get(clone) == {**policy, "id": clone}
     mx.policy.delete(saved)
     with pytest.raises(ArgumentError, match=clone):
         mx.policy.get(saved)
@@ -356,8 +356,8 @@ def test_policies_and_presets_are_kept_as_they_were_given(mx):
 def test_the_builders_policies_run(mx, two, built):
     arguments = {"strict_json_extraction": [SCHEMA], "steering_preset": ["brevity"], "ensemble_vote": [["small"]]}
     policy = getattr(mx.policy, built)(*arguments.get(built, []))
-    found = two.policy.run("Call a tool, as JSON: ", policy, max_new_tokens=40, seed=1, include_trace=True)
-    assert found["trace"]["policy_name"] == policy["name"]
-    assert found["constraints_ok"], found
+    result = two.policy.run("Call a tool, as JSON: ", policy, max_new_tokens=40, seed=1, include_trace=True)
+    assert result["trace"]["policy_name"] == policy["name"]
+    assert result["constraints_ok"], result
     # Without a tool_schema the model may put anything under "tool_name", and the verifier says so.
-    assert found["accepted"] or built == "fast_tool_router", found
+    assert result["accepted"] or built == "fast_tool_router", result

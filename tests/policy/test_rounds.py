@@ -31,11 +31,11 @@ def judged(slot, score=1.0, text="text", confidence=0.5, tokens=4, **more):
 def drive(policy, answer, prompt="prompt ", fits=lambda prompt, config: True, **others):
     """Run a policy; `answer(slot)` is each slot's candidate. Returns the outcome and the rounds' slots."""
     run, rounds = Run(prompt, plan(policy, **others), 7, fits).rounds(), []
-    wanted = next(run)
+    slots = next(run)
     while True:
-        rounds.append(wanted)
+        rounds.append(slots)
         try:
-            wanted = run.send([answer(slot) for slot in wanted])
+            slots = run.send([answer(slot) for slot in slots])
         except StopIteration as ended:
             return ended.value, rounds
 
@@ -57,8 +57,8 @@ def drive(policy, answer, prompt="prompt ", fits=lambda prompt, config: True, **
     ],
 )
 def test_as_many_rounds_as_the_policy_says_while_nothing_is_accepted(policy, rounds):
-    outcome, found = drive(policy, lambda slot: judged(slot, 0.3))
-    assert len(found) == rounds and not outcome.winner.accepted
+    outcome, rounds_run = drive(policy, lambda slot: judged(slot, 0.3))
+    assert len(rounds_run) == rounds and not outcome.winner.accepted
     assert [event["round"] for event in outcome.events] == list(range(1, rounds))
     assert all(event["winner_score"] == 0.3 for event in outcome.events)
 
@@ -85,8 +85,8 @@ def test_an_unsure_winner_is_tried_again_where_the_policy_says_so(threshold, rou
         "optimization": {**NO_RETRY, "confidence_triggered_regeneration": True, "confidence_threshold": threshold},
         "verifiers": {"max_retries": 0},
     }
-    outcome, found = drive(policy, lambda slot: judged(slot, confidence=0.5 + 0.1 * slot.round))
-    assert len(found) == rounds and outcome.winner.slot.round == rounds - 1
+    outcome, rounds_run = drive(policy, lambda slot: judged(slot, confidence=0.5 + 0.1 * slot.round))
+    assert len(rounds_run) == rounds and outcome.winner.slot.round == rounds - 1
     policy["optimization"]["confidence_triggered_regeneration"] = False
     assert len(drive(policy, lambda slot: judged(slot))[1]) == 1
 
@@ -190,22 +190,22 @@ def test_confidence_is_the_geometric_mean_of_the_probabilities():
 
 
 def test_schedules_count_rounds_and_their_last_value_repeats():
-    found = plan({"sampling": {"adaptive_temperature_schedule": [0.9, 0.3], "adaptive_top_p_schedule": [1.0, 0.5, 0.4]}})
-    assert [found.temperature(r, 0) for r in range(4)] == [0.9, 0.3, 0.3, 0.3]
-    assert [found.top_p(r) for r in range(4)] == [1.0, 0.5, 0.4, 0.4]
+    planned = plan({"sampling": {"adaptive_temperature_schedule": [0.9, 0.3], "adaptive_top_p_schedule": [1.0, 0.5, 0.4]}})
+    assert [planned.temperature(r, 0) for r in range(4)] == [0.9, 0.3, 0.3, 0.3]
+    assert [planned.top_p(r) for r in range(4)] == [1.0, 0.5, 0.4, 0.4]
 
 
 def test_adaptive_values_without_a_schedule_fall_to_their_floors():
-    found = plan({"sampling": {"adaptive_temperature": True, "adaptive_top_p": True, "temperature": 0.2, "top_p": 0.27}})
-    assert [found.temperature(r, 0) for r in range(4)] == pytest.approx([0.2, 0.12, 0.05, 0.05])
-    assert [found.top_p(r) for r in range(3)] == pytest.approx([0.27, 0.23, 0.2])
+    planned = plan({"sampling": {"adaptive_temperature": True, "adaptive_top_p": True, "temperature": 0.2, "top_p": 0.27}})
+    assert [planned.temperature(r, 0) for r in range(4)] == pytest.approx([0.2, 0.12, 0.05, 0.05])
+    assert [planned.top_p(r) for r in range(3)] == pytest.approx([0.27, 0.23, 0.2])
     assert plan({"sampling": {"adaptive_temperature": True, "temperature": 0}}).temperature(3, 0) == 0
     assert plan({}).temperature(3, 0) == 0.7 and plan({}).top_p(3) == 0.9
 
 
 def test_diversity_spreads_temperatures_over_slots_up_to_two():
-    found = plan({"sampling": {"diversity_strength": 0.5, "temperature": 0.9}})
-    assert [found.temperature(0, slot) for slot in range(5)] == pytest.approx([0.9, 0.95, 1.0, 0.9, 0.95])
+    planned = plan({"sampling": {"diversity_strength": 0.5, "temperature": 0.9}})
+    assert [planned.temperature(0, slot) for slot in range(5)] == pytest.approx([0.9, 0.95, 1.0, 0.9, 0.95])
     assert plan({"sampling": {"diversity_strength": 99, "temperature": 0.9}}).temperature(0, 1) == 2.0
 
 

@@ -53,11 +53,11 @@ def planted(seed, kind="match"):
         effects = [np.eye(len(axis))[at] / 3 for axis, at in zip(AXES, best, strict=True)]
     else:
         effects = [-np.abs(np.arange(len(axis)) - at) / len(axis) for axis, at in zip(AXES, best, strict=True)]
-    found = tuple(axis[at] for axis, at in zip(AXES, best, strict=True))
+    planted_values = tuple(axis[at] for axis, at in zip(AXES, best, strict=True))
     worth = lambda policy: sum(
         effect[axis.index(value)] for effect, axis, value in zip(effects, AXES, fields(policy), strict=True)
     )
-    return found, worth
+    return planted_values, worth
 
 
 @pytest.mark.parametrize("kind", ["match", "near"])
@@ -65,9 +65,9 @@ def test_a_planted_best_setting_of_200_is_found_in_24_trials(kind):
     for seed in range(12):
         best, worth = planted(seed, kind)
         toy = Evaluation(worth)
-        found = search(toy, GRID, seed=seed)
-        assert fields(validate.read(found["best_policy"])) == best, seed
-        assert len(found["trials"]) == len(toy.calls) == 24
+        tuned = search(toy, GRID, seed=seed)
+        assert fields(validate.read(tuned["best_policy"])) == best, seed
+        assert len(tuned["trials"]) == len(toy.calls) == 24
 
 
 def test_it_is_found_with_noise_too_and_far_more_often_than_by_chance():
@@ -110,44 +110,44 @@ def test_a_grid_too_large_to_list_is_covered_and_climbed():
 
 def test_a_small_grid_is_tried_in_full_and_in_its_order():
     toy, seen = Evaluation(lambda policy: policy.optimization.best_of_n), []
-    found = search(toy, SMALL, report=lambda done, total: seen.append((done, total)))
-    wanted = [dict(zip(SMALL, values, strict=True)) for values in itertools.product(*SMALL.values())]
-    assert [trial["values"] for trial in found["trials"]] == wanted
+    tuned = search(toy, SMALL, report=lambda done, total: seen.append((done, total)))
+    expected = [dict(zip(SMALL, values, strict=True)) for values in itertools.product(*SMALL.values())]
+    assert [trial["values"] for trial in tuned["trials"]] == expected
     assert seen == [(done, 6) for done in range(7)]
-    assert found["best_trial"]["values"] == {"sampling.temperature": 0.7, "optimization.best_of_n": 3}  # by fewer tokens
+    assert tuned["best_trial"]["values"] == {"sampling.temperature": 0.7, "optimization.best_of_n": 3}  # by fewer tokens
     assert len(search(Evaluation(lambda policy: 1.0), SMALL, 4)["trials"]) == 4
 
 
 def test_without_a_space_the_base_alone_is_tried():
     base = {"id": "mine", "name": "base", "sampling": {"temperature": 0.4}}
     for space in (None, {}):
-        found = search(Evaluation(lambda policy: 1.0), space, base=base)
-        assert [trial["policy"] for trial in found["trials"]] == [found["best_policy"]]
-        assert found["best_policy"] == {"name": "base", "sampling": {"temperature": 0.4}}
-        assert not found["interrupted"]
+        tuned = search(Evaluation(lambda policy: 1.0), space, base=base)
+        assert [trial["policy"] for trial in tuned["trials"]] == [tuned["best_policy"]]
+        assert tuned["best_policy"] == {"name": "base", "sampling": {"temperature": 0.4}}
+        assert not tuned["interrupted"]
 
 
 def test_the_best_policy_is_the_base_with_the_values_and_the_figures_are_those_of_the_trial():
     base = {"name": "b", "sampling": {"method": "top-p"}, "verifiers": None, "constraints": {"stop_sequences": ["x"]}}
     space = {"verifiers.max_retries": [3], "steering.vector": [{"3": np.array([0.5, 1.0])}], "name": ["n"]}
-    found = search(Evaluation(lambda policy: 0.25), space, base=base, prompts=3)
+    tuned = search(Evaluation(lambda policy: 0.25), space, base=base, prompts=3)
     vector = {"3": [0.5, 1.0]}
-    assert found["best_policy"] == {
+    assert tuned["best_policy"] == {
         "name": "n",
         "sampling": {"method": "top-p"},
         "verifiers": {"max_retries": 3},
         "steering": {"vector": vector},
         "constraints": {"stop_sequences": ["x"]},
     }
-    validate.read(found["best_policy"])
-    assert json.loads(json.dumps(found)) == found
+    validate.read(tuned["best_policy"])
+    assert json.loads(json.dumps(tuned)) == tuned
     figures = {"num_prompts": 3, "success_rate": 0.0, "avg_score": 0.25, "avg_latency_ms": 5.0, "avg_tokens": 10.0}
     values = {"verifiers.max_retries": 3, "steering.vector": vector, "name": "n"}
     counts = {"pass_count": 0, "fail_count": 3}
-    assert found["best_trial"] == {
+    assert tuned["best_trial"] == {
         **figures,
         **counts,
-        "policy": found["best_policy"],
+        "policy": tuned["best_policy"],
         "values": values,
         "held_out": None,
     }
@@ -156,7 +156,7 @@ def test_the_best_policy_is_the_base_with_the_values_and_the_figures_are_those_o
 @pytest.mark.parametrize(("prompts", "held"), [(1, 0), (3, 0), (4, 1), (7, 1), (12, 3), (64, 16)])
 def test_a_quarter_of_four_prompts_or_more_is_seen_by_no_trial_and_by_the_best_three_alone(prompts, held):
     toy = Evaluation(lambda policy: policy.sampling.temperature / 2 + policy.optimization.best_of_n / 10)
-    found = search(toy, SMALL, prompts=prompts, seed=5)
+    tuned = search(toy, SMALL, prompts=prompts, seed=5)
     trials, again = toy.calls[:6], toy.calls[6:]
     assert len({tuple(chosen) for _, chosen in trials}) == 1
     seen = trials[0][1]
@@ -164,10 +164,10 @@ def test_a_quarter_of_four_prompts_or_more_is_seen_by_no_trial_and_by_the_best_t
     assert len(again) == (3 if held else 0)
     for _, chosen in again:
         assert sorted([*seen, *chosen]) == list(range(prompts))
-    ranked = sorted(found["trials"], key=lambda trial: (trial["success_rate"], trial["avg_score"]), reverse=True)
+    ranked = sorted(tuned["trials"], key=lambda trial: (trial["success_rate"], trial["avg_score"]), reverse=True)
     assert [trial["held_out"] is not None for trial in ranked] == [bool(held)] * 3 + [False] * 3
     if held:
-        assert found["best_trial"]["held_out"]["num_prompts"] == held
+        assert tuned["best_trial"]["held_out"]["num_prompts"] == held
 
 
 def test_what_is_held_out_depends_on_the_seed():
@@ -185,11 +185,11 @@ def test_a_lucky_trial_loses_to_the_one_that_is_best_on_prompts_held_out():
     held = set(_last_chosen(0))
     # best_of_n = 3 is overfitted: far ahead on the prompts of the trials, behind on the others
     luck = lambda policy, prompt: (-0.6 if prompt in held else 0.4) * (policy.optimization.best_of_n == 3)
-    found = search(Evaluation(lambda policy: 0.5 + policy.sampling.temperature / 10, luck), SMALL, prompts=8)
-    ahead = max(found["trials"], key=lambda trial: trial["avg_score"])
+    tuned = search(Evaluation(lambda policy: 0.5 + policy.sampling.temperature / 10, luck), SMALL, prompts=8)
+    ahead = max(tuned["trials"], key=lambda trial: trial["avg_score"])
     assert ahead["values"]["optimization.best_of_n"] == 3
-    assert found["best_trial"]["values"]["optimization.best_of_n"] != 3
-    assert found["best_trial"]["held_out"]["success_rate"] == 1.0
+    assert tuned["best_trial"]["values"]["optimization.best_of_n"] != 3
+    assert tuned["best_trial"]["held_out"]["success_rate"] == 1.0
 
 
 def test_success_comes_before_score_and_a_policy_that_minimises_prefers_low_scores():
@@ -201,8 +201,8 @@ def test_success_comes_before_score_and_a_policy_that_minimises_prefers_low_scor
 
 def test_a_seed_gives_the_same_search():
     def run(seed):
-        found = search(Evaluation(planted(1, "near")[1]), GRID, seed=seed, prompts=8)
-        return found
+        tuned = search(Evaluation(planted(1, "near")[1]), GRID, seed=seed, prompts=8)
+        return tuned
 
     assert run(7) == run(7)
     assert [t["values"] for t in run(7)["trials"]] != [t["values"] for t in run(8)["trials"]]
@@ -211,10 +211,10 @@ def test_a_seed_gives_the_same_search():
 def test_control_c_ends_the_search_with_what_it_has():
     worth = lambda policy: policy.sampling.temperature
     for at in (1, 10, 23, 24, 26):  # 24 trials, then the best three on what is held out
-        found = search(Evaluation(worth, breaks_at=at), GRID, prompts=8)
-        assert found["interrupted"] and len(found["trials"]) == min(at, 24)
-        assert found["best_trial"] == max(found["trials"], key=lambda trial: trial["avg_score"])
-        validate.read(found["best_policy"])
+        tuned = search(Evaluation(worth, breaks_at=at), GRID, prompts=8)
+        assert tuned["interrupted"] and len(tuned["trials"]) == min(at, 24)
+        assert tuned["best_trial"] == max(tuned["trials"], key=lambda trial: trial["avg_score"])
+        validate.read(tuned["best_policy"])
     assert not search(Evaluation(worth, breaks_at=27), GRID, prompts=8)["interrupted"]
     with pytest.raises(KeyboardInterrupt):
         search(Evaluation(worth, breaks_at=0), GRID)
@@ -254,9 +254,9 @@ def test_a_value_that_needs_another_axis_is_tried_with_it_and_never_without():
         "constraints.regex_pattern": [None, "a+"],
         "optimization.best_of_n": list(range(1, 7)),
     }
-    for max_trials, wanted in ((100, 18), (12, 12)):
+    for max_trials, expected in ((100, 18), (12, 12)):
         toy = Evaluation(lambda policy: 1.0)
-        assert len(search(toy, space, max_trials)["trials"]) == wanted
+        assert len(search(toy, space, max_trials)["trials"]) == expected
         assert all(policy.constraints.regex_pattern for policy, _ in toy.calls if "regex" in policy.verifiers.enabled)
         assert any("regex" in policy.verifiers.enabled for policy, _ in toy.calls)
         assert {policy.optimization.best_of_n for policy, _ in toy.calls} == set(range(1, 7))
@@ -291,8 +291,8 @@ def test_values_of_which_none_go_together_are_refused():
 
 
 def test_a_value_that_is_given_twice_is_tried_once():
-    found = search(Evaluation(lambda policy: 1.0), {"sampling.temperature": [0.2, 0.5, 0.2], "sampling.top_k": [5, 5]})
-    assert [trial["values"]["sampling.temperature"] for trial in found["trials"]] == [0.2, 0.5]
+    tuned = search(Evaluation(lambda policy: 1.0), {"sampling.temperature": [0.2, 0.5, 0.2], "sampling.top_k": [5, 5]})
+    assert [trial["values"]["sampling.temperature"] for trial in tuned["trials"]] == [0.2, 0.5]
 
 
 # --- on the model ---
@@ -307,13 +307,13 @@ def test_on_the_model_the_planted_setting_wins_on_prompts_it_was_not_tuned_on(mx
     }
     space = {"constraints.regex_pattern": ["[a-z]{2}", "[0-9]{2} ?[a-z]", "[1-9][0-9]"], "sampling.top_k": [20, 50]}
     prompts = ["One", "The number", "Tell me:", "3 and"]
-    found = mx.policy.auto_tune(prompts, base, search_space=space, max_new_tokens=4, seed=2)
-    assert found["best_policy"]["constraints"] == {"regex_pattern": "[1-9][0-9]"} and len(found["trials"]) == 6
-    assert found["best_trial"]["success_rate"] == found["best_trial"]["held_out"]["success_rate"] == 1.0
-    assert found["best_trial"]["num_prompts"] == 3
-    rates = {trial["values"]["constraints.regex_pattern"]: trial["success_rate"] for trial in found["trials"]}
+    tuned = mx.policy.auto_tune(prompts, base, search_space=space, max_new_tokens=4, seed=2)
+    assert tuned["best_policy"]["constraints"] == {"regex_pattern": "[1-9][0-9]"} and len(tuned["trials"]) == 6
+    assert tuned["best_trial"]["success_rate"] == tuned["best_trial"]["held_out"]["success_rate"] == 1.0
+    assert tuned["best_trial"]["num_prompts"] == 3
+    rates = {trial["values"]["constraints.regex_pattern"]: trial["success_rate"] for trial in tuned["trials"]}
     assert rates == {"[a-z]{2}": 0.0, "[0-9]{2} ?[a-z]": 0.0, "[1-9][0-9]": 1.0}
-    assert mx.policy.run("Once", found["best_policy"], max_new_tokens=4, seed=1)["accepted"]
+    assert mx.policy.run("Once", tuned["best_policy"], max_new_tokens=4, seed=1)["accepted"]
 
 
 def test_what_the_model_cannot_do_is_refused_before_anything_is_decoded(loaded):

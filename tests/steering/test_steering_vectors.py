@@ -57,13 +57,13 @@ def steering(small, tmp_path):
 
 def activations64(hf, tokens) -> dict[str, np.ndarray]:
     """site -> [L, S, D] by hooks, in float64."""
-    found = {"resid_pre": [], "resid_post": []}
+    states = {"resid_pre": [], "resid_post": []}
 
     def enter(module, args):
-        found["resid_pre"].append(args[0][0].numpy())
+        states["resid_pre"].append(args[0][0].numpy())
 
     def leave(module, args, output):
-        found["resid_post"].append((output[0] if isinstance(output, tuple) else output).reshape(len(tokens), -1).numpy())
+        states["resid_post"].append((output[0] if isinstance(output, tuple) else output).reshape(len(tokens), -1).numpy())
 
     handles = [part.block.register_forward_pre_hook(enter) for part in oracles.parts(hf)]
     handles += [part.block.register_forward_hook(leave) for part in oracles.parts(hf)]
@@ -71,7 +71,7 @@ def activations64(hf, tokens) -> dict[str, np.ndarray]:
         hf(torch.as_tensor([tokens]))
     for handle in handles:
         handle.remove()
-    return {site: np.stack(values) for site, values in found.items()}
+    return {site: np.stack(values) for site, values in states.items()}
 
 
 def answer_mean(loaded, hf, prompt: str, answer: str, site: str) -> np.ndarray:
@@ -86,13 +86,13 @@ def answer_mean(loaded, hf, prompt: str, answer: str, site: str) -> np.ndarray:
 @pytest.mark.parametrize("site", ["resid_pre", "resid_post"])
 def test_caa_is_the_difference_of_means_over_the_answers_tokens(tiny, site):
     loaded, hf = tiny
-    made = methods.make("caa", loaded, tokenize_data(loaded, DATA), (0, 1, 3), site)
+    vector = methods.make("caa", loaded, tokenize_data(loaded, DATA), (0, 1, 3), site)
     sides = [
         np.mean([answer_mean(loaded, hf, p, a, site) for p, a in zip(PROMPTS, answers, strict=True)], axis=0)
         for answers in (POSITIVE, NEGATIVE)
     ]
     expected = (sides[0] - sides[1])[[0, 1, 3]]
-    np.testing.assert_allclose(made.vectors, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(vector.vectors, expected, rtol=0, atol=2e-5)
     assert np.abs(expected).max() > 0.1
 
 
@@ -100,12 +100,12 @@ def test_caa_is_the_difference_of_means_over_the_answers_tokens(tiny, site):
 def test_another_number_of_answers_goes_with_every_prompt(tiny):
     loaded, hf = tiny
     data = check_data(PROMPTS[:2], POSITIVE, NEGATIVE[:1])
-    made = methods.make("caa", loaded, tokenize_data(loaded, data), (2,))
+    vector = methods.make("caa", loaded, tokenize_data(loaded, data), (2,))
     sides = [
         np.mean([answer_mean(loaded, hf, p, a, "resid_pre")[2] for p in PROMPTS[:2] for a in answers], axis=0)
         for answers in (POSITIVE, NEGATIVE[:1])
     ]
-    np.testing.assert_allclose(made.vectors[0], sides[0] - sides[1], rtol=0, atol=2e-5)
+    np.testing.assert_allclose(vector.vectors[0], sides[0] - sides[1], rtol=0, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -117,9 +117,9 @@ def test_a_beginning_that_all_share_is_run_once_and_changes_nothing(tiny):
     shared = activations.SharedPrefix(loaded, rows, 2, "resid_pre")
     assert shared.length >= 8 and len(rows) >= 8
     assert all(whole.tokens[shared.length :] == rest.tokens for whole, rest in zip(rows, shared.examples, strict=True))
-    found = activations.read_answers(loaded, rows, (0, 2), "resid_pre")
+    answers = activations.read_answers(loaded, rows, (0, 2), "resid_pre")
     states = activations.head_states(loaded, rows, 2, 64)
-    for row, states_of, example in zip(found, states, rows, strict=True):
+    for row, states_of, example in zip(answers, states, rows, strict=True):
         want = activations64(hf, list(example.tokens))["resid_pre"]
         np.testing.assert_allclose(row, want[[0, 2], example.start :].mean(1), rtol=0, atol=2e-5)
         np.testing.assert_allclose(states_of[: len(example.tokens)], want[2], rtol=0, atol=2e-5)
@@ -166,10 +166,10 @@ def test_batches_hold_every_example_once_in_few_shapes():
             self.tokens, self.start = (1,) * length, 1
 
     rows = [Row(int(length)) for length in np.random.default_rng(0).integers(2, 300, 200)]
-    made = list(batches(rows))
-    assert sorted(i for batch in made for i in batch.indices) == list(range(200))
-    assert all(batch.tokens.size <= 2048 for batch in made)
-    assert len({batch.tokens.shape for batch in made}) <= 9
+    made_batches = list(batches(rows))
+    assert sorted(i for batch in made_batches for i in batch.indices) == list(range(200))
+    assert all(batch.tokens.size <= 2048 for batch in made_batches)
+    assert len({batch.tokens.shape for batch in made_batches}) <= 9
     assert all(n <= padded_length(n) <= max(16, 1.5 * n) for n in range(1, 500))
 
 
@@ -178,12 +178,12 @@ def test_batches_hold_every_example_once_in_few_shapes():
 def test_few_shot_lowers_its_loss_within_its_bound(small, negatives):
     loaded = small.local_model()
     rows = tokenize_data(loaded, check_data(PROMPTS, POSITIVE, negatives))
-    made = methods.make("few-shot", loaded, rows, (1, 2), steps=12, max_norm=0.5, learning_rate=0.5)
-    assert made.metrics["loss"][-1] < 0.9 * made.metrics["loss"][0]
-    assert max(made.metrics["relative_norm"]) <= 0.25 * (1 + 1e-5)
-    np.testing.assert_allclose(made.metrics["norm"], np.linalg.norm(made.vectors, axis=-1), rtol=1e-5)
+    vector = methods.make("few-shot", loaded, rows, (1, 2), steps=12, max_norm=0.5, learning_rate=0.5)
+    assert vector.metrics["loss"][-1] < 0.9 * vector.metrics["loss"][0]
+    assert max(vector.metrics["relative_norm"]) <= 0.25 * (1 + 1e-5)
+    np.testing.assert_allclose(vector.metrics["norm"], np.linalg.norm(vector.vectors, axis=-1), rtol=1e-5)
     again = methods.make("few-shot", loaded, rows, (1, 2), steps=12, max_norm=0.5, learning_rate=0.5)
-    np.testing.assert_array_equal(again.vectors, made.vectors)
+    np.testing.assert_array_equal(again.vectors, vector.vectors)
     other = methods.make("few-shot", loaded, rows, (1, 2), steps=2, seed=1)
     assert np.abs(other.vectors).max() > 0 and other.vectors.shape == (2, 64)
 
@@ -210,13 +210,13 @@ def test_ended_answers_close_with_the_token_that_generation_stops_at(small, stee
     plain, ended = tokenize_data(loaded, DATA), tokenize_data(loaded, DATA, ended=True)
     for a, b in zip(plain, ended, strict=True):
         assert b.tokens == (*a.tokens, loaded.tokenizer.eos_ids[0]) and b.start == a.start
-    made = [
+    ids = [
         steering.generate_vectors(**GOOD, ended=flag, answer_tokens=n) for flag, n in ((False, None), (True, None), (True, 1))
     ]
-    found = [steering.get_vectors(id)[2] for id in made]
-    assert np.abs(found[0] - found[1]).max() > 1e-3 and np.abs(found[1] - found[2]).max() > 1e-3
+    vectors = [steering.get_vectors(id)[2] for id in ids]
+    assert np.abs(vectors[0] - vectors[1]).max() > 1e-3 and np.abs(vectors[1] - vectors[2]).max() > 1e-3
     begun = methods.make("caa", loaded, plain, (2,), tokens=1)
-    np.testing.assert_array_equal(found[2], begun.vectors[0])
+    np.testing.assert_array_equal(vectors[2], begun.vectors[0])
     monkeypatch.setattr(loaded.tokenizer, "eos_ids", ())
     with pytest.raises(ArgumentError, match=r"no token of .* ends a text"):
         tokenize_data(loaded, DATA, ended=True)
@@ -234,8 +234,8 @@ def test_strength_makes_positive_answers_likelier_than_negative_ones(small, stee
 def test_few_shot_stops_early_where_nothing_is_gained(small):
     """At a vanishing rate no step lowers the loss."""
     loaded = small.local_model()
-    made = methods.make("few-shot", loaded, tokenize_data(loaded, DATA), (3,), steps=50, learning_rate=1e-6)
-    assert len(made.metrics["loss"]) < 10
+    vector = methods.make("few-shot", loaded, tokenize_data(loaded, DATA), (3,), steps=50, learning_rate=1e-6)
+    assert len(vector.metrics["loss"]) < 10
 
 
 def toy(separation: float, layers: int = 2, rows: int = 240):
@@ -287,13 +287,13 @@ def test_the_gate_of_edits_opens_as_the_trained_one():
 def test_perceptrons_report_held_out_auc_for_each_layer(steering):
     prompts = [f"{a} {b}" for a in ("art", "the users", "hands") for b in ("of", "in", "is", "the")]
     positive = [" the future of the users"] * 6 + [" in the hands of art"] * 6
-    given = (prompts, positive, [" 00 77 q"] * 12, [1, 3])
-    id = steering.generate_vectors(*given, "steering-perceptrons", steps=60)
+    data = (prompts, positive, [" 00 77 q"] * 12, [1, 3])
+    id = steering.generate_vectors(*data, "steering-perceptrons", steps=60)
     metrics = steering.describe(id)["metrics"]
     assert len(metrics["auc"]) == len(metrics["token_auc"]) == 2 and min(metrics["auc"]) > 0.9
     gates = steering.resolve(id).gates
     # They read the first 16 tokens of an answer.
-    caa = steering.get_vectors(steering.generate_vectors(*given, "caa", answer_tokens=16))
+    caa = steering.get_vectors(steering.generate_vectors(*data, "caa", answer_tokens=16))
     for gated in gates:
         np.testing.assert_allclose(gated.vector, caa[gated.layer] / 2, rtol=0, atol=1e-5)
     assert [gated.layer for gated in gates] == [1, 3] and gates[0].perceptron[0].shape == (64, 16)

@@ -131,21 +131,21 @@ class Constraint:
         return self.host.value
 
     def matches(self, text: str) -> bool:
-        """Whether the constraint accepts the whole text."""
+        """Tell whether the constraint accepts the whole text."""
         return self.compiled.matches(text)
 
     def allowed(self, prefix: str = "") -> np.ndarray:
-        """The ids that may come behind `prefix`, ascending: int32 [N]. No limit on tokens or nesting counts."""
+        """Return the ids that may follow `prefix`, ascending, int32 [N]; limits on tokens and nesting are left aside."""
         return self.compiled.allowed(prefix)
 
     @property
     def minimum(self) -> int:
-        """The least max_tokens with which a text is certain to be completed."""
+        """The least `max_tokens` with which a text is certain to be completed."""
         return self.compiled.minimum
 
     @property
     def stats(self) -> Mapping[str, float]:
-        """Numbers of states, rows, classes, bytes, seconds and more."""
+        """Sizes and times of compiling, by name: numbers of states, rows, classes, bytes, seconds and more."""
         return self.compiled.stats
 
     def init(self, prompt: Int32[rows.Array, " T"], length: Token) -> ConstraintState:

@@ -249,7 +249,7 @@ class _Ends:
         return names
 
     def spread(self, parts: tuple[Node, ...]) -> list[tuple[Node, ...]] | None:
-        """Expand a sequence into alternatives; where one begins or ends with the rule, its first or last part is the rule itself.
+        """Expand a sequence into alternatives until the rule, where one begins or ends with it, is the first or last part.
 
         Returns None if there are too many.
         """
