@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from mechanex_jax.errors import ArgumentError, expected
 
 if TYPE_CHECKING:
-    from jinja2 import Template, nodes
-    from jinja2.parser import Parser
+    from jinja2 import Template
+
+    from mechanex_jax.tokenization.bounded_jinja import BoundedEnvironment
+
+_LONGEST = 1_000_000  # characters of a template
 
 Messages: TypeAlias = str | Sequence[object]  # each {"role": ..., "content": ...}
 """A conversation: `{"role": ..., "content": ...}` each, or a text, which is one user message."""
@@ -47,20 +50,21 @@ def render(
             "chat: got a model without a chat template; expected one trained on conversations. Pass the text as a "
             "plain prompt, or add a chat_template.jinja to the model's folder."
         )
-    from jinja2 import TemplateError
+    from mechanex_jax.tokenization.bounded_jinja import render as render_bounded
 
+    variables = {
+        "messages": _checked(messages),
+        "tools": None,
+        "documents": None,
+        "add_generation_prompt": add_generation_prompt,
+        **named_tokens,
+    }
     try:
-        return _compile(template).render(
-            messages=_checked(messages),
-            tools=None,
-            documents=None,
-            add_generation_prompt=add_generation_prompt,
-            **named_tokens,
-        )
-    except (TemplateError, TypeError) as error:
+        return render_bounded(*_compile(template), variables)
+    except Exception as error:  # a template is a program: it may raise anything
         raise ArgumentError(
-            f"messages: the model's chat template refuses them: {error}. Most templates want an optional system "
-            "message and then user and assistant by turns."
+            f"messages: the model's chat template refuses them: {error or type(error).__name__}. Most templates want an "
+            "optional system message and then user and assistant by turns."
         ) from error
 
 
@@ -76,29 +80,23 @@ def _checked(messages: Messages) -> list[dict[str, object]]:
 
 
 @functools.lru_cache(maxsize=16)
-def _compile(template: str) -> Template:
+def _compile(template: str) -> tuple[BoundedEnvironment, Template]:
     import jinja2
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    class Generation(Extension):
-        """`{% generation %}` marks the assistant's part for training; the text inside stays as it is."""
+    from mechanex_jax.tokenization.bounded_jinja import BoundedEnvironment
 
-        tags = {"generation"}  # noqa: RUF012 (jinja2's own way)
-
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    if len(template) > _LONGEST:
+        raise jinja2.TemplateError(f"it has {len(template)} characters, more than {_LONGEST}")
+    environment = BoundedEnvironment()
 
     def raise_exception(message: str) -> None:
         raise jinja2.TemplateError(message)
 
     def to_json(value: object, indent: int | None = None, **options: Any) -> str:
-        return json.dumps(value, indent=indent, **{"ensure_ascii": False, **options})  # Jinja's own escapes HTML
+        options = {"ensure_ascii": False, **options}  # Jinja's own escapes HTML
+        return json.dumps(value, indent=None if indent is None else min(indent, 100), **options)
 
     environment.filters["tojson"] = to_json
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment.from_string(template)
+    return environment, environment.from_string(template)
