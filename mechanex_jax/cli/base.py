@@ -28,9 +28,22 @@ if TYPE_CHECKING:
 INTERRUPTED = 130  # a shell's code for a process that SIGINT ended
 
 
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
+
+
+def visible(text: str) -> str:
+    """The text with control characters spelt out: what a model or its code wrote must not drive a terminal."""
+    return text.translate(_CONTROLS)
+
+
+def cell(text: str) -> Text:
+    """A cell of a table, never read as markup, its control characters spelt out."""
+    return Text(visible(text))
+
+
 def note(message: str, label: str = "") -> None:
     """Print a message to standard error, never read as markup and never wrapped."""
-    Console(stderr=True, highlight=False).print(Text.assemble((label, "bold red"), message), soft_wrap=True)
+    Console(stderr=True, highlight=False).print(Text.assemble((label, "bold red"), visible(message)), soft_wrap=True)
 
 
 class Commands(TyperGroup):

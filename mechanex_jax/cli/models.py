@@ -6,7 +6,6 @@ import sys
 from typing import TYPE_CHECKING, Annotated, TypedDict
 
 import typer
-from rich.text import Text
 
 from mechanex_jax.cli import base
 
@@ -65,7 +64,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print a JSON li
             f"{decimal(entry['memory']['float32'])} (16-bit: {decimal(entry['memory']['bfloat16'])})",
             entry["description"],
         ]
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(base.cell, cells))
     base.print_table(table, width=220)
 
 

@@ -68,10 +68,9 @@ def _seed(session: Arguments) -> int:
 
 def _line(text: str, longest: int = 60) -> Text:
     """Text as one line of a table, never read as markup."""
-    from rich.text import Text
 
     shown = " ".join(text.split())
-    return Text(shown if len(shown) <= longest else shown[: longest - 1] + "…")
+    return base.cell(shown if len(shown) <= longest else shown[: longest - 1] + "…")
 
 
 def _yes(value: bool) -> str:

@@ -97,7 +97,6 @@ def make(
 @app.command("list")
 def list_vectors(as_json: _Json = False) -> None:
     """List the stored vectors, oldest first."""
-    from rich.text import Text
 
     from mechanex_jax.steering import default
 
@@ -110,14 +109,13 @@ def list_vectors(as_json: _Json = False) -> None:
         layers = ",".join(map(str, vector["layers"]))
         made = vector["created"][:19]
         cells = (vector["id"], vector["name"] or "-", vector["method"], vector["model"], layers, made)
-        table.add_row(*map(Text, cells))
+        table.add_row(*map(base.cell, cells))
     base.print_table(table)
 
 
 @app.command()
 def show(id: _Id, as_json: _Json = False) -> None:
     """Show what is known of a vector."""
-    from rich.text import Text
 
     from mechanex_jax.steering import default
 
@@ -130,7 +128,7 @@ def show(id: _Id, as_json: _Json = False) -> None:
     fields = {name: value for name, value in summary.items() if name != "metrics"}
     metrics = {f"metrics.{name}": value for name, value in summary["metrics"].items()}
     for name, value in (fields | metrics).items():
-        table.add_row(Text(name), Text(_short(value)))
+        table.add_row(base.cell(name), base.cell(_short(value)))
     base.print_table(table)
 
 
@@ -159,7 +157,6 @@ def try_vector(
     \b
       mechanex-jax steer try sv_0123abcd --strength -2,0,2 "How was your day?"
     """
-    from rich.text import Text
 
     from mechanex_jax.steering.evaluation import check_strengths
 
@@ -174,7 +171,7 @@ def try_vector(
     for column in table.columns:
         column.overflow, column.ratio = "fold", 1
     table.padding = (0, 3, 0, 0)
-    table.add_row(*(Text(text.strip()) for text in texts))
+    table.add_row(*(base.cell(text.strip()) for text in texts))
     base.print_table(table)
 
 
