@@ -9,16 +9,17 @@ from __future__ import annotations
 import dataclasses
 import re
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from jinja2 import TemplateRuntimeError, nodes
+from jinja2 import Template, TemplateRuntimeError, nodes
 from jinja2.compiler import CodeGenerator, Frame
+from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
 from jinja2.runtime import Context
-from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_STEPS = 1_000_000
 MAX_SECONDS = 5.0
@@ -122,8 +123,8 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         del self.globals["lipsum"]
 
     @staticmethod
-    def _join(value: Iterable[Any], d: str = "", attribute: str | None = None) -> str:
-        items = [item[attribute] if attribute is not None else item for item in _counted(value)]
+    def _join(value: Iterable[object], d: str = "", attribute: str | None = None) -> str:
+        items = [item[attribute] if isinstance(item, Mapping) and attribute else item for item in _counted(value)]
         parts = [part for item in items for part in (d, item)][1:]
         return _joined(parts)
 
@@ -141,7 +142,7 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
         rest = [margin + line if line or blank else line for line in lines[1:]]
         return "\n".join([margin + lines[0] if first else lines[0], *rest])
 
-    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Context, operator: str, left: object, right: object) -> object:
         """Arithmetic whose result is known to be small."""
         _budget.get().step()
         if operator == "*":
@@ -158,35 +159,35 @@ class BoundedEnvironment(ImmutableSandboxedEnvironment):
                 raise TemplateRuntimeError("it makes an integer that is too large")
         return super().call_binop(context, operator, left, right)
 
-    def call(self, context: Context, function: Any, *args: Any, **options: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def call(self, context: Context, function: object, *args: object, **options: object) -> object:
         """Calls of macros, functions and methods, each a step."""
         _budget.get().step()
         owner = getattr(function, "__self__", None)
         if isinstance(owner, str):
-            self._check_method(owner, function.__name__, (*args, *options.values()))
+            self._check_method(owner, getattr(function, "__name__", ""), (*args, *options.values()))
         return super().call(context, function, *args, **options)
 
-    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+    def wrap_str_format(self, value: object) -> Callable[..., str] | None:
         """`format` of a string, unless a width in it is large or an argument."""
         wrapped = super().wrap_str_format(value)
-        if wrapped is not None and _WIDE.search(value.__self__):
+        if wrapped is not None and _WIDE.search(getattr(value, "__self__", "")):
             raise SecurityError("a format with a large width")
         return wrapped
 
     @staticmethod
-    def _check_method(owner: str, method: str, values: tuple[Any, ...]) -> None:
+    def _check_method(owner: str, method: str, values: tuple[object, ...]) -> None:
         """Refuse a method of a string whose result would be large."""
         if any(isinstance(value, int) and value > _MAX_WIDTH for value in values):
             raise TemplateRuntimeError(f"{method}() with a number above {_MAX_WIDTH}")
         if method == "replace":
-            _bounded(len(owner) + (len(owner) // max(len(values[0]), 1) + 1) * len(values[1]))
+            _bounded(len(owner) + (len(owner) // max(len(str(values[0])), 1) + 1) * len(str(values[1])))
         if method == "join" and values:
             if not isinstance(values[0], (str, list, tuple, dict)):
                 raise TemplateRuntimeError("join() of something that is no list")
-            _bounded(sum(len(part) + len(owner) for part in values[0]))
+            _bounded(sum(len(str(part)) + len(owner) for part in values[0]))
 
 
-def render(environment: BoundedEnvironment, template: Any, variables: dict[str, object]) -> str:
+def render(environment: BoundedEnvironment, template: Template, variables: dict[str, object]) -> str:
     """The text of a template, within the limits.
 
     Raises:
