@@ -9,7 +9,7 @@ import jax
 from mechanex_jax.architectures import gpt2, llama
 from mechanex_jax.architectures.config import CheckpointConfig, Config
 from mechanex_jax.architectures.model import Family, Model, ModelOutput, Static, parameter_shapes
-from mechanex_jax.architectures.weights import Tensors, parameter
+from mechanex_jax.architectures.weights import Tensors, check_tensors, parameter, resolve_tying
 from mechanex_jax.errors import CheckpointError
 
 _LLAMA = Family(llama.configure, llama.Llama, llama.weights)
@@ -34,20 +34,23 @@ def build(
       report: called after each parameter with the bytes that are on the device, and those that will be in the end.
 
     Raises:
-      CheckpointError: a model type that no family covers, a missing key, tensors that are missing or of another shape.
+      CheckpointError: a model type that no family covers, missing keys, values that are refused, quantised weights,
+        tensors that don't fit, that nothing reads, or that hold NaN or infinity.
     """
     kind = config.get("model_type")
-    family = FAMILIES.get(kind or "")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         raise CheckpointError(
             f"config.json: got model_type {kind!r}; expected one of {', '.join(FAMILIES)}. "
             "Other architectures are added as one file in mechanex_jax/architectures."
         )
     try:
-        static = Static(family, family.configure(config), dtype)
+        spec = family.configure(config)
     except KeyError as error:
         raise CheckpointError(f"config.json: missing {error.args[0]!r}, which a {kind} model needs.") from error
-    plan = family.weights(static.config, tensors.names)
+    spec, plan, unneeded = resolve_tying(spec, family.weights, tensors)
+    check_tensors(plan, tensors, unneeded)
+    static = Static(family, spec, dtype)
     shapes = parameter_shapes(static)
     params = []
     total, done = sum(shape.size * shape.dtype.itemsize for shape in shapes.values()), 0

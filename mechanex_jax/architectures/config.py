@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 # The content of `config.json`. Its values are read as the types that Hugging Face writes.
 CheckpointConfig: TypeAlias = Mapping[str, Any]
@@ -22,6 +22,7 @@ class Config:
       kv_heads: K, key and value heads.
       head_dim: H, dimensions of one head.
       context: the most positions that a text may have.
+      tied: whether the embedding is the output matrix too; each family has its own default.
     """
 
     vocabulary: int
@@ -31,3 +32,5 @@ class Config:
     kv_heads: int
     head_dim: int
     context: int
+    if TYPE_CHECKING:
+        tied: bool

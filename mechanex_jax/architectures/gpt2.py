@@ -10,7 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int32
 
-from mechanex_jax.architectures import layers
+from mechanex_jax.architectures import hf_config, layers
 from mechanex_jax.architectures.config import CheckpointConfig, Config
 from mechanex_jax.architectures.weights import AS_STORED, TRANSPOSED, WeightPlan
 from mechanex_jax.errors import CheckpointError
@@ -31,12 +31,53 @@ class GPT2Config(Config):
     tied: bool = True
 
 
+FIELDS = hf_config.Fields(
+    used={
+        "vocab_size": hf_config.SIZE,
+        "n_positions": hf_config.POSITIONS,
+        "n_embd": hf_config.SIZE,
+        "n_layer": hf_config.LAYERS,
+        "n_head": hf_config.SIZE,
+        "n_inner": hf_config.SIZE.or_null(),
+        "layer_norm_epsilon": hf_config.POSITIVE,
+        "tie_word_embeddings": hf_config.FLAG,
+        "bos_token_id": hf_config.TOKEN_IDS,
+        "eos_token_id": hf_config.TOKEN_IDS,
+    },
+    without_effect=hf_config.INHERITED_WITHOUT_EFFECT
+    | {
+        "resid_pdrop",
+        "embd_pdrop",
+        "attn_pdrop",
+        "initializer_range",
+        "summary_type",
+        "summary_use_proj",
+        "summary_activation",
+        "summary_proj_to_labels",
+        "summary_first_dropout",
+        "use_cache",
+        "pad_token_id",
+        "reorder_and_upcast_attn",  # the precision of training; scores are float32 here
+    },
+    fixed=hf_config.INHERITED_FIXED
+    | {
+        "activation_function": ("gelu_new",),
+        "scale_attn_weights": (True,),
+        "scale_attn_by_inverse_layer_idx": (False,),
+        "add_cross_attention": (False,),
+    },
+    aliases={
+        "hidden_size": "n_embd",
+        "max_position_embeddings": "n_positions",
+        "num_attention_heads": "n_head",
+        "num_hidden_layers": "n_layer",
+    },
+)
+
+
 def configure(hf: CheckpointConfig) -> GPT2Config:
     """Read HF's `config.json` of model type `gpt2`."""
-    required = {"activation_function": "gelu_new", "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
-    for name, value in required.items():
-        if hf.get(name, value) != value:
-            raise CheckpointError(f"config.json: got {name} {hf[name]!r}; expected {value!r}.")
+    hf = FIELDS.check(hf)
     width, heads = hf["n_embd"], hf["n_head"]
     if width % heads:
         raise CheckpointError(f"config.json: got n_embd {width} and n_head {heads}; expected a multiple of the latter.")
@@ -50,7 +91,7 @@ def configure(hf: CheckpointConfig) -> GPT2Config:
         context=hf.get("n_positions", 1024),
         hidden=hf.get("n_inner") or 4 * width,
         norm_eps=hf.get("layer_norm_epsilon", 1e-5),
-        tied=bool(hf.get("tie_word_embeddings", True)),
+        tied=hf.get("tie_word_embeddings", True),
     )
 
 

@@ -11,8 +11,9 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int32
 
-from mechanex_jax.architectures import layers
+from mechanex_jax.architectures import hf_config, layers
 from mechanex_jax.architectures.config import CheckpointConfig, Config
+from mechanex_jax.architectures.hf_config import Kind, check
 from mechanex_jax.architectures.weights import AS_STORED, TRANSPOSED, WeightPlan
 from mechanex_jax.errors import CheckpointError
 
@@ -41,10 +42,67 @@ class LlamaConfig(Config):
     tied: bool = False
 
 
-def _scaling(hf: CheckpointConfig) -> tuple[float, layers.RotaryScaling | None]:
-    """Rotary base and scaling, from the old spelling (`rope_theta`, `rope_scaling`) or the new (`rope_parameters`)."""
-    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
-    theta = float(rope.get("rope_theta", hf.get("rope_theta", 10_000.0)))
+_USED = {
+    "vocab_size": hf_config.SIZE,
+    "hidden_size": hf_config.SIZE,
+    "intermediate_size": hf_config.SIZE,
+    "num_hidden_layers": hf_config.LAYERS,
+    "num_attention_heads": hf_config.SIZE,
+    "num_key_value_heads": hf_config.SIZE.or_null(),
+    "head_dim": hf_config.SIZE.or_null(),
+    "max_position_embeddings": hf_config.POSITIONS,
+    "rms_norm_eps": hf_config.POSITIVE,
+    "rope_parameters": hf_config.OBJECT,
+    "rope_scaling": hf_config.OBJECT,  # as transformers before 5 spelt it
+    "tie_word_embeddings": hf_config.FLAG,
+    "bos_token_id": hf_config.TOKEN_IDS,
+    "eos_token_id": hf_config.TOKEN_IDS,
+}
+_WITHOUT_EFFECT = hf_config.INHERITED_WITHOUT_EFFECT | {
+    "initializer_range",
+    "use_cache",
+    "pad_token_id",
+    "attention_dropout",
+}
+_FIXED = hf_config.INHERITED_FIXED | {"hidden_act": ("silu", "swish")}
+
+LLAMA_FIELDS = hf_config.Fields(
+    used=_USED | {"attention_bias": hf_config.FLAG, "mlp_bias": hf_config.FLAG},
+    without_effect=_WITHOUT_EFFECT | {"pretraining_tp"},
+    fixed=_FIXED,
+)
+# What a Mistral has no field for (`attention_bias`, `mlp_bias`) changes nothing in transformers; biases among the tensors are
+# then refused as tensors that nothing reads.
+MISTRAL_FIELDS = hf_config.Fields(
+    used=_USED | {"sliding_window": hf_config.POSITIONS.or_null()},
+    without_effect=_WITHOUT_EFFECT,
+    fixed=_FIXED,
+)
+_LAYER_TYPES = {"full_attention": False, "attention": False, "sliding_attention": True}
+
+
+def _scaling(hf: CheckpointConfig, context: int) -> tuple[float, layers.RotaryScaling | None]:
+    """Rotary base and scaling, resolved as transformers 5 does.
+
+    `rope_scaling` of the old spelling replaces `rope_parameters` of the new as a whole; `rope_theta` inside either wins over
+    the one beside it; `original_max_position_embeddings` beside them wins over the one inside.
+    """
+    rope: CheckpointConfig = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
+
+    def value(name: str, kind: Kind, default: Any = None) -> Any:
+        given = rope.get(name, default)
+        if given is None and name not in rope:
+            raise KeyError(name)
+        check(given, name, kind)
+        return given
+
+    nested = [name for name, inner in rope.items() if isinstance(inner, dict)]
+    if nested:
+        raise CheckpointError(
+            f"config.json: got rotary parameters by layer type ({', '.join(nested)}); expected the same for all layers. "
+            "Use a checkpoint without them."
+        )
+    theta = float(value("rope_theta", hf_config.POSITIVE, hf.get("rope_theta", 10_000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     part = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
     if part not in (None, 1):
@@ -55,49 +113,73 @@ def _scaling(hf: CheckpointConfig) -> tuple[float, layers.RotaryScaling | None]:
         raise CheckpointError(
             f"config.json: got rope scaling {kind!r}; expected default, linear or llama3. Use a checkpoint without it."
         )
-    factor = float(rope["factor"])
+    factor = float(value("factor", hf_config.POSITIVE))
     if kind == "linear":
         return theta, layers.RotaryScaling("linear", factor)
-    return theta, layers.RotaryScaling(
-        "llama3",
-        factor,
-        float(rope["low_freq_factor"]),
-        float(rope["high_freq_factor"]),
-        int(rope["original_max_position_embeddings"]),
-    )
+    low, high = (float(value(f"{name}_freq_factor", hf_config.POSITIVE)) for name in ("low", "high"))
+    if low >= high:
+        raise CheckpointError(
+            f"config.json: got low_freq_factor {low} and high_freq_factor {high}; expected the first below the second."
+        )
+    inside = value("original_max_position_embeddings", hf_config.POSITIONS, context)
+    original = hf.get("original_max_position_embeddings", inside)
+    check(original, "original_max_position_embeddings", hf_config.POSITIONS)
+    return theta, layers.RotaryScaling("llama3", factor, low, high, original)
+
+
+def _window(hf: CheckpointConfig) -> int | None:
+    """Mistral's sliding window. With `layer_types`, transformers reads a Mistral as a Ministral: a window a layer."""
+    window = hf.get("sliding_window", 4096)
+    types = hf.get("layer_types")
+    if types is None:
+        return window
+    known = isinstance(types, list) and all(isinstance(name, str) and name in _LAYER_TYPES for name in types)
+    sliding = {_LAYER_TYPES[name] for name in types} if known else set()
+    if len(sliding) != 1 or len(types) != hf["num_hidden_layers"] or (sliding == {True} and window is None):
+        shown = ", ".join(map(str, dict.fromkeys(map(str, types)))) if isinstance(types, list) else repr(types)
+        raise CheckpointError(
+            f"config.json: got layer_types {shown[:120]} with sliding_window {window}; expected one type, full_attention or "
+            f"sliding_attention, for all {hf['num_hidden_layers']} layers. Use a checkpoint whose layers are alike."
+        )
+    return window if sliding == {True} else None
 
 
 def configure(hf: CheckpointConfig) -> LlamaConfig:
     """Read HF's `config.json` of model type `llama` or `mistral`."""
-    activation = hf.get("hidden_act", "silu")
-    if activation != "silu":
-        raise CheckpointError(f"config.json: got hidden_act {activation!r}; expected 'silu'.")
-    heads = hf["num_attention_heads"]
     mistral = hf.get("model_type") == "mistral"  # what config.json leaves out is what HF's class of this type has
+    hf = (MISTRAL_FIELDS if mistral else LLAMA_FIELDS).check(hf)
+    width, heads = hf["hidden_size"], hf["num_attention_heads"]
     kv_heads = hf.get("num_key_value_heads", 8 if mistral else None) or heads
     if heads % kv_heads:
         raise CheckpointError(
             f"config.json: got num_attention_heads {heads}, num_key_value_heads {kv_heads}; expected a multiple of the latter."
         )
-    theta, scaling = _scaling(hf)
-    bias = bool(hf.get("attention_bias", False))
+    head_dim = hf.get("head_dim") or width // heads
+    if head_dim % 2 or (hf.get("head_dim") is None and width % heads):
+        raise CheckpointError(
+            f"config.json: got hidden_size {width}, num_attention_heads {heads} and head_dim {hf.get('head_dim')}; expected "
+            "heads of an even size that make up hidden_size, or head_dim."
+        )
+    context = hf.get("max_position_embeddings", 131_072 if mistral else 2048)
+    theta, scaling = _scaling(hf, context)
+    bias = not mistral and hf.get("attention_bias", False)
     return LlamaConfig(
         vocabulary=hf["vocab_size"],
-        width=hf["hidden_size"],
+        width=width,
         layers=hf["num_hidden_layers"],
         heads=heads,
         kv_heads=kv_heads,
-        head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-        context=hf.get("max_position_embeddings", 131_072 if mistral else 2048),
+        head_dim=head_dim,
+        context=context,
         hidden=hf["intermediate_size"],
         norm_eps=hf.get("rms_norm_eps", 1e-6),
         theta=theta,
         scaling=scaling,
-        window=hf.get("sliding_window", 4096) if mistral else None,
+        window=_window(hf) if mistral else None,
         qkv_bias=bias,
         out_bias=bias,
-        mlp_bias=bool(hf.get("mlp_bias", False)),
-        tied=bool(hf.get("tie_word_embeddings", False)),
+        mlp_bias=not mistral and hf.get("mlp_bias", False),
+        tied=hf.get("tie_word_embeddings", False),
     )
 
 
