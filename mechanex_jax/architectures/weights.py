@@ -39,16 +39,18 @@ def aligned(shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
 
 
 def _copy(out: np.ndarray, strips: Strips) -> None:
-    for first, strip in strips:
-        out[first : first + len(strip)] = strip
+    with np.errstate(over="ignore"):  # what overflows is refused in `parameter`
+        for first, strip in strips:
+            out[first : first + len(strip)] = strip
 
 
 def _transpose(out: np.ndarray, strips: Strips) -> None:
-    for first, strip in strips:
-        # 64 rows at a time: transposing more misses the cache on every element.
-        for row in range(0, len(strip), 64):
-            piece = strip[row : row + 64]
-            out[:, first + row : first + row + len(piece)] = piece.T
+    with np.errstate(over="ignore"):
+        for first, strip in strips:
+            # 64 rows at a time: transposing more misses the cache on every element.
+            for row in range(0, len(strip), 64):
+                piece = strip[row : row + 64]
+                out[:, first + row : first + row + len(piece)] = piece.T
 
 
 class Layout(NamedTuple):
@@ -141,13 +143,33 @@ def check_tensors(plan: WeightPlan, tensors: Tensors, unneeded: Collection[str])
         )
 
 
+_EXPONENTS = {"float32": 0x7F80_0000, "float16": 0x7C00, "bfloat16": 0x7F80}
+"""The bits of the exponent: all are set in NaN and infinity, and in nothing else."""
+
+
+def finite(array: np.ndarray) -> bool:
+    """Whether a contiguous array holds neither NaN nor infinity.
+
+    The test is of bits: `np.isfinite` is no faster on float32, and four times slower on bfloat16.
+    """
+    unsigned = np.dtype(f"u{array.dtype.itemsize}")
+    mask = unsigned.type(_EXPONENTS[array.dtype.name])
+    bits = array.reshape(-1).view(unsigned)
+    exponents = np.empty(min(bits.size, 1 << 16), unsigned)  # of a size that stays in the cache
+    for start in range(0, bits.size, exponents.size):
+        piece = bits[start : start + exponents.size]
+        if np.bitwise_and(piece, mask, out=exponents[: piece.size]).max() == mask:
+            return False
+    return True
+
+
 def parameter(
     path: str, shape: tuple[int, ...], dtype: DTypeLike, names: tuple[str, ...], layout: Layout, tensors: Tensors
 ) -> np.ndarray:
     """Read the tensors of one parameter, side by side along its last axis, into an aligned array.
 
     Raises:
-      CheckpointError: the shapes don't add up to the parameter's.
+      CheckpointError: the shapes don't add up to the parameter's, or a number is NaN or infinite.
     """
     parts = [layout.shape(tuple(tensors.shape(name))) for name in names]
     fits = all(len(part) == len(shape) and part[:-1] == shape[:-1] for part in parts)
@@ -161,4 +183,9 @@ def parameter(
     for name, part in zip(names, parts, strict=True):
         layout.place(out[..., start : start + part[-1]], tensors.strips(name))
         start += part[-1]
+    if not finite(out):
+        raise CheckpointError(
+            f"{path}: got NaN or infinity as {out.dtype.name} in {json.dumps(names)}; expected finite numbers. The file is "
+            "corrupt, or its numbers are beyond that type: fetch the model again, or load it with dtype='float32'."
+        )
     return out

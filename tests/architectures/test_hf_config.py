@@ -198,6 +198,25 @@ def test_buffers_of_older_versions_are_passed_over(family: str, altered) -> None
     assert_same_logits(altered(family, {}, lambda tensors: tensors.update({name: torch.ones(2) for name in BUFFERS[family]})))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", [Q_PROJ, "lm_head.weight", "model.norm.weight"])
+def test_weights_that_are_not_finite_are_refused_by_name(name: str, value: float, dtype: str, altered) -> None:
+    def spoil(tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name].view(-1)[-1] = value
+
+    folder = altered("llama", {}, spoil)
+    with pytest.raises(CheckpointError, match=f"got NaN or infinity as {dtype} in .*{name}"):
+        oracles.ours(folder, dtype)
+
+
+def test_weights_beyond_the_range_of_half_precision_are_refused_there_alone(altered) -> None:
+    folder = altered("llama", {}, lambda tensors: {**tensors, "model.norm.weight": torch.full((64,), 70_000.0)})
+    oracles.ours(folder, "float32")
+    with pytest.raises(CheckpointError, match=r"as float16 in .*model\.norm\.weight.*float32"):
+        oracles.ours(folder, "float16")
+
+
 # --- tied embeddings -----------------------------------------------------------------------------------------------------
 
 EMBEDDING = {"llama": "model.embed_tokens.weight", "gpt2": "transformer.wte.weight"}
