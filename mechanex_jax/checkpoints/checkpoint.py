@@ -50,7 +50,7 @@ class Checkpoint:
             )
         try:
             config = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is not JSON ({error}); the file is corrupt: fetch the model again.") from error
         if not isinstance(config, dict) or not ("model_type" in config or "architectures" in config):
             raise CheckpointError(f"{path} names no model: expected the keys model_type or architectures.")

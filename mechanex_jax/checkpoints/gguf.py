@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mechanex_jax.checkpoints import safetensors
-from mechanex_jax.errors import CheckpointError
+from mechanex_jax.checkpoints import gguf_header, safetensors
+from mechanex_jax.errors import CheckpointError, MechanexError
 from mechanex_jax.progress import Report, silent
 from mechanex_jax.tokenization import gguf_tokenizer
 from mechanex_jax.tokenization.gguf_tokenizer import Fields
@@ -52,6 +52,18 @@ def convert(source: str | os.PathLike[str], folder: Path, report: Report = silen
     """
     source = Path(source)
     reader = _open(source)
+    try:
+        _write_folder(source, reader, folder, report)
+    except MechanexError:
+        raise
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError) as error:  # whatever damaged values lead to
+        raise CheckpointError(
+            f"{source}: got values that make no Llama model ({error!r}); expected fields and tensors that fit together. The "
+            "file is corrupt: delete it and fetch it again."
+        ) from error
+
+
+def _write_folder(source: Path, reader: GGUFReader, folder: Path, report: Report) -> None:
     fields = {name: field.contents() for name, field in reader.fields.items()}
     architecture = fields.get("general.architecture")
     if architecture != "llama":
@@ -77,6 +89,7 @@ def _open(source: Path) -> GGUFReader:
     from gguf import GGUFReader
 
     try:
+        gguf_header.check(source)
         return GGUFReader(source)
     except OSError as error:
         raise CheckpointError(f"{source} cannot be read: {error}.") from error

@@ -182,7 +182,7 @@ def _read_shards(folder: Path) -> dict[str, _Place]:
     index = folder / _INDEX
     try:
         files: dict[str, str] = dict(json.loads(index.read_bytes())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(f"{index}: got {error!r}; expected JSON with a weight_map of names. {_AGAIN}") from error
     outside = [file for file in files.values() if not isinstance(file, str) or Path(file).name != file]
     if outside:
@@ -214,7 +214,7 @@ def _read_header(path: Path) -> dict[str, _Place]:
         header = json.loads(encoded)
         header.pop("__metadata__", None)
         places = {name: _parse(path, 8 + length, name, item) for name, item in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: got a header that cannot be read ({error!r}); expected safetensors. {_AGAIN}"
         ) from error

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mechanex_jax.errors import CheckpointError
+from mechanex_jax.errors import CheckpointError, MechanexError
 from mechanex_jax.tokenization import chat_template as chat
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
+_MOST_IDS = 2**24  # a limit far above any tokenizer: tables with a row an id are made
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -57,11 +58,11 @@ class Tokenizer:
         self._named = {key: _text(config[key]) for key in _NAMED if config.get(key)}
         eos = [self._backend.token_to_id(self._named["eos_token"])] if "eos_token" in self._named else []
         for more in ids:
-            listed = more.get("eos_token_id")
-            eos += listed if isinstance(listed, list) else [listed]
+            eos += _special_ids(more, "eos_token_id")
         self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(index for index in eos if index is not None))
         bos = [self._backend.token_to_id(self._named["bos_token"])] if "bos_token" in self._named else []
-        bos += [more.get("bos_token_id") for more in ids]
+        for more in ids:
+            bos += _special_ids(more, "bos_token_id")
         self.bos_id: int | None = next((index for index in bos if index is not None), None)
 
     @classmethod
@@ -79,8 +80,8 @@ class Tokenizer:
             _content(folder),
             config=config,
             ids=(generation, model),
-            size=model.get("vocab_size"),
-            chat_template=template.read_text("utf-8") if template.is_file() else None,
+            size=_size(folder / "config.json", model.get("vocab_size")),
+            chat_template=_read_text(template) if template.is_file() else None,
         )
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
@@ -128,10 +129,23 @@ class Tokenizer:
     @functools.cached_property
     def vocabulary(self) -> Vocabulary:
         """The bytes of every token."""
-        content = json.loads(self._content)
         # Some models have fewer logits than tokens; the tokenizer's ids are then what counts.
         ids_end = 1 + max(self._backend.get_vocab(with_added_tokens=True).values(), default=-1)
-        return Vocabulary.from_tokenizer_json(content, max(self._size or 0, ids_end))
+        size = max(self._size or 0, ids_end)
+        if size > _MOST_IDS:
+            raise CheckpointError(
+                f"tokenizer.json: got ids up to {size - 1:,}; expected at most {_MOST_IDS:,} ids. The file is corrupt, or "
+                "vocab_size of config.json is wrong: fetch the model again."
+            )
+        try:
+            return Vocabulary.from_tokenizer_json(json.loads(self._content), size)
+        except MechanexError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(
+                f"tokenizer.json: got a vocabulary or decoder that cannot be read ({error!r}); expected those of the "
+                "tokenizers library. Fetch the model again."
+            ) from error
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -139,8 +153,25 @@ class Tokenizer:
         return hashlib.sha256(self._content.encode()).hexdigest()
 
 
+def _special_ids(content: Mapping[str, Any], key: str) -> list[int | None]:
+    value = content.get(key)
+    ids = value if isinstance(value, list) else [value]
+    if not all(index is None or (type(index) is int and 0 <= index < 2**31) for index in ids):
+        raise CheckpointError(
+            f"{key}: got {str(value)[:120]}; expected a token id, a list of them, or null. Correct it in config.json or "
+            "generation_config.json."
+        )
+    return ids
+
+
 def _text(token: str | Mapping[str, str]) -> str:
-    return token if isinstance(token, str) else token["content"]
+    text = token.get("content") if isinstance(token, Mapping) else token
+    if not isinstance(text, str):
+        raise CheckpointError(
+            f"tokenizer_config.json: got the token {str(token)[:120]}; expected a text, or an object with its content. "
+            "Fetch the model again."
+        )
+    return text
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -149,17 +180,34 @@ def _json(path: Path) -> dict[str, Any]:
         return {}
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); the file is corrupt: fetch the model again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: got {type(content).__name__}; expected a JSON object. Fetch the model again.")
     return content
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: got bytes that are no text ({error}); expected UTF-8. Fetch the model again."
+        ) from error
+
+
+def _size(path: Path, size: object) -> int | None:
+    if size is None or (type(size) is int and 1 <= size <= _MOST_IDS):
+        return size
+    raise CheckpointError(
+        f"{path}: got vocab_size {str(size)[:120]}; expected a whole number from 1 to {_MOST_IDS:,}. Fetch the model again."
+    )
+
+
 def _content(folder: Path) -> str:
     path = folder / "tokenizer.json"
     if path.is_file():
-        return path.read_text("utf-8")
+        return _read_text(path)
     if (folder / "tokenizer.model").is_file():
         return _converted(folder)
     raise CheckpointError(f"{folder}: no tokenizer.json; expected it beside config.json. Add the model's own to the folder.")
