@@ -10,7 +10,6 @@ from typing import NamedTuple
 from mechanex_jax.architectures.config import CheckpointConfig
 from mechanex_jax.errors import CheckpointError
 
-
 _INT32 = 2**31 - 1  # positions and ids are int32 on the device
 
 
@@ -132,7 +131,7 @@ INHERITED_WITHOUT_EFFECT = frozenset(
         "problem_type",
     }
 )
-INHERITED_FIXED: Mapping[str, tuple[object, ...]] = {
+INHERITED_FIXED: dict[str, tuple[object, ...]] = {
     "is_encoder_decoder": (False,),
     "per_layer_config": (None,),  # an attribute rather than a field of the class
 }

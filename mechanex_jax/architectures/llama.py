@@ -89,11 +89,12 @@ def _scaling(hf: CheckpointConfig, context: int) -> tuple[float, layers.RotarySc
     """
     rope: CheckpointConfig = hf.get("rope_scaling") or hf.get("rope_parameters") or {}
 
-    def value(name: str, kind: Kind, default: Any = None) -> Any:
+    def value(name: str, kind: Kind, default: float | None = None) -> float:
         given = rope.get(name, default)
         if given is None and name not in rope:
             raise KeyError(name)
         check(given, name, kind)
+        assert given is not None  # `check` has refused it
         return given
 
     nested = [name for name, inner in rope.items() if isinstance(inner, dict)]

@@ -78,7 +78,9 @@ _FLOATS = ("float64", "float32", "float16", "bfloat16")
 _BUFFERS = re.compile(r"(.*\.)?(rotary_emb\.inv_freq|h\.\d+\.attn\.(bias|masked_bias))")
 
 
-def resolve_tying(config: ConfigT, weights: Callable[[ConfigT, Collection[str]], WeightPlan], tensors: Tensors) -> tuple[ConfigT, WeightPlan, frozenset[str]]:
+def resolve_tying(
+    config: ConfigT, weights: Callable[[ConfigT, Collection[str]], WeightPlan], tensors: Tensors
+) -> tuple[ConfigT, WeightPlan, frozenset[str]]:
     """Decide where the output matrix of a model with tied embeddings comes from, as transformers does.
 
     A file may hold the embedding, the output matrix, or both: where both are there and differ, they are not tied.
