@@ -27,8 +27,11 @@ from mechanex_jax.rows import take_rows
 from mechanex_jax.session import Session
 from mechanex_jax.steering.service import Steering
 from mechanex_jax.transforms import LogitsTransform, chain
+from mechanex_jax.validation import integer
 
 _OF_THE_CALL = ("model", "seed", "transform", "edits")  # arguments that are no row's
+
+_SHARED = {"transform": "Put several into mx.transforms.chain; a row's own values go into its fields."}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -278,7 +281,7 @@ class Generation:
             between different tokenizers, of how likely each text is per byte.
           ensemble_weights: the loaded model's, then one for each of `ensemble_models`; None is equal weights.
           transform: a LogitsTransform of your own, applied after the method's (see `mx.transforms`).
-          edits: edits of your own, applied after the steering vectors (see `mx.edits`).
+          edits: edits of your own, one or a list, applied in their order after the steering vectors (see `mx.edits`).
           details: return a `Completion` (text, tokens, logprobs, finish_reason) instead of the string.
 
         Raises:
@@ -335,9 +338,7 @@ class Generation:
             voting=voting,
             ensemble_weights=ensemble_weights,
         )
-        for name, value in (("model", model), ("seed", seed), ("transform", transform), ("edits", edits), ("details", details)):
-            if isinstance(value, (list, tuple)):
-                raise one_value(name, value)
+        _check_single(model=model, seed=seed, transform=transform, details=details)
         prepared = self._prepare([prompt], [config], ["prompt"], model=model, seed=seed, transform=transform, edits=edits)
         completions = self._complete(prepared)
         self._keep_traces(prepared, [config], completions)
@@ -365,9 +366,9 @@ class Generation:
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise expected("prompts", prompts, "a list of strings", "Use generate for a single one.")
         batch_size, progress = arguments.pop("batch_size"), arguments.pop("progress")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise expected("batch_size", batch_size, "a whole number, at least 1")
+        integer(1)("batch_size", batch_size)
         details, call = arguments.pop("details"), {name: arguments.pop(name) for name in _OF_THE_CALL}
+        _check_common(model=call["model"], transform=call["transform"], details=details)
         names = [f"prompts[{row}]" for row in range(len(prompts))]
         configs = per_row(arguments, len(prompts))
         prepared = self._prepare(prompts, configs, names, **call)
@@ -390,14 +391,30 @@ class Generation:
         A piece never splits a character, and never holds the beginning of a stop string. Arguments as for `generate` but for
         `details`. They are checked at the call, before the first piece is asked for.
         """
-        if arguments.pop("details"):
+        details, call = arguments.pop("details"), {name: arguments.pop(name) for name in _OF_THE_CALL}
+        config = GenerationConfig(**arguments)
+        _check_single(model=call["model"], seed=call["seed"], transform=call["transform"], details=details)
+        if details:
             raise expected("details", True, "False, because stream yields text", "Use generate for details.")
-        call = {name: arguments.pop(name) for name in _OF_THE_CALL}
-        prepared = self._prepare([prompt], per_row(arguments, 1), ["prompt"], **call)
+        prepared = self._prepare([prompt], [config], ["prompt"], **call)
         if prepared.runner is not None:
             return _one_piece(prepared.runner)
         loaded, requests = prepared.loaded, prepared.requests
         return engine.stream(loaded, requests[0], transform=prepared.transform, edits=prepared.edits)
+
+
+def _check_single(**arguments: object) -> None:
+    """Raise where an argument that is one value for one prompt is a list."""
+    for name, value in arguments.items():
+        if isinstance(value, (list, tuple)):
+            raise one_value(name, value)
+
+
+def _check_common(**arguments: object) -> None:
+    """Raise where an argument that all rows of a batch share is a list."""
+    for name, value in arguments.items():
+        if isinstance(value, (list, tuple)):
+            raise expected(name, value, "one value for all prompts", _SHARED.get(name, ""))
 
 
 def _answers(completions: list[Completion], details: bool) -> list[Any]:

@@ -155,7 +155,7 @@ class GenerationConfig:
     constraint: object = parameter(None, checks.compiled_constraint, constraint="compiled")
     forbidden_terms: Sequence[str] | None = parameter(
         None,
-        checks.strings("terms"),
+        checks.terms,
         listed=True,
         policy="constraints.forbidden_terms",
         option=Option(

@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Key, UInt32
 
 from mechanex_jax.errors import Verbatim, expected
-from mechanex_jax.validation import check_seed
+from mechanex_jax.validation import as_seed
 
 
 def row_seeds(seed: int | Sequence[int | None] | None, rows: int) -> list[tuple[int, int]]:
@@ -36,11 +36,8 @@ def row_seeds(seed: int | Sequence[int | None] | None, rows: int) -> list[tuple[
     if isinstance(seed, Sequence):
         if len(seed) != rows:
             raise expected("seed", Verbatim(f"{len(seed)} seeds"), f"one seed, or a list of {rows} (one per prompt)")
-        for value in seed:
-            check_seed(value)
-        return [(secrets.randbits(32) if value is None else value, 0) for value in seed]
-    check_seed(seed)
-    first = fresh(seed)
+        return [(fresh(as_seed(value)), 0) for value in seed]
+    first = fresh(as_seed(seed))
     return [(first, index) for index in range(rows)]
 
 

@@ -28,7 +28,7 @@ from mechanex_jax.steering.presets import PRESETS
 from mechanex_jax.steering.service import Steering
 from mechanex_jax.storage.json_store import JsonStore
 from mechanex_jax.transforms import LogitsTransform
-from mechanex_jax.validation import check_seed, integer
+from mechanex_jax.validation import as_seed, integer
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(GenerationConfig)} | {"model": None}
 _ANYWHERE = ("default", None)
@@ -107,8 +107,7 @@ class Policies(SavedPolicies):
         if isinstance(policies, (str, Mapping)) or not isinstance(policies, Sequence) or not policies:
             raise expected("policies", policies, "a list of policies, at least one")
         found = [self._read(policy, f"policies[{i}]") for i, policy in enumerate(policies)]
-        check_seed(seed)
-        seed = fresh(seed)
+        seed = fresh(as_seed(seed))
         outcomes = self._outcomes([prompt] * len(found), found, model, max_new_tokens, [seed] * len(found), chat)
         return {"results": [outcome.result(True) for outcome in outcomes]}
 
@@ -188,8 +187,7 @@ class Policies(SavedPolicies):
         given = self._prompts(prompts)
         integer(1)("max_trials", max_trials)
         integer(1)("max_new_tokens", max_new_tokens)
-        check_seed(seed)
-        seed = fresh(seed)
+        seed = fresh(as_seed(seed))
         shown = sys.stderr.isatty() if progress is None else progress
 
         def evaluate(policy: Policy, chosen: Sequence[int]) -> Figures:

@@ -18,7 +18,7 @@ from mechanex_jax.steering.pairs import WrittenPairs
 from mechanex_jax.steering.requests import complete
 from mechanex_jax.steering.vector import SteeringVector
 from mechanex_jax.steering.vectors import SavedVectors
-from mechanex_jax.validation import check_seed, flag, integer
+from mechanex_jax.validation import as_seed, flag, integer
 
 
 class MakingOptions(TypedDict, total=False):
@@ -107,7 +107,7 @@ class VectorMaker(SavedVectors):
                 raise expected(argument, value, "a string or None")
         if site not in edits.SITES:
             raise expected("site", site, f"one of {', '.join(edits.SITES)}")
-        check_seed(seed)
+        seed = as_seed(seed)
         if answer_tokens is not None:
             integer(1)("answer_tokens", answer_tokens)
         flag("ended", ended)
@@ -198,7 +198,7 @@ class VectorMaker(SavedVectors):
         Raises:
           ArgumentError: a bad argument. MechanexError: not one generation was usable.
         """
-        check_seed(seed)
+        seed = as_seed(seed)
         with progress_bar("Writing pairs", enabled=is_shown(progress), unit="pairs") as report:
 
             def write(prompts: Sequence[str], config: GenerationConfig, seeds: Sequence[int]) -> Sequence[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from mechanex_jax.errors import CheckpointError
 from mechanex_jax.tokenization import chat_template as chat
 from mechanex_jax.tokenization.vocabulary import Vocabulary
+from mechanex_jax.validation import text as check_text
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -90,7 +91,11 @@ class Tokenizer:
           text: any text; special tokens written out in it become their ids.
           add_special_tokens: whether BOS and the like are put around it, where `tokenizer.json`'s post-processor does.
             It alone decides, as in transformers: `add_bos_token` of `tokenizer_config.json` changes nothing.
+
+        Raises:
+          ArgumentError: no string, or one with half of a surrogate pair.
         """
+        check_text("text", text)
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_chat(self, messages: chat.Messages) -> list[int]:
