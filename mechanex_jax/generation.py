@@ -25,6 +25,7 @@ from mechanex_jax.policy.service import Policies
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.rows import take_rows
 from mechanex_jax.session import Session
+from mechanex_jax.signatures import check_keywords, suggests_arguments
 from mechanex_jax.steering.service import Steering
 from mechanex_jax.transforms import LogitsTransform, chain
 from mechanex_jax.validation import integer
@@ -43,13 +44,15 @@ def _shares_arguments(
     """Give a method the arguments of `template` behind its own first one, and `extra` keyword-only ones."""
 
     def decorate(method: Callable[..., R]) -> Callable[Concatenate[Any, Any, P], R]:
-        own = list(inspect.signature(method).parameters.values())[:2]
+        own = list(inspect.signature(method).parameters.values())[:2]  # self and the prompts
         shared = list(inspect.signature(template).parameters.values())[2:]
         more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in extra.items()]
         signature = inspect.Signature([*own, *[p for p in shared if p.name not in extra], *more])
+        known = list(signature.parameters)[1:]
 
         @functools.wraps(method)
         def bound(*args: Any, **kwargs: Any) -> R:
+            check_keywords(method.__name__, kwargs, known)
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             return method(*given.args[:2], **dict(list(given.arguments.items())[2:]))
@@ -151,6 +154,7 @@ class Generation:
         wanted = zip(traces, configs, strict=True)
         self._traces.last = [trace if config.include_trace else None for trace, config in wanted]
 
+    @suggests_arguments
     def generate(
         self,
         prompt: str,

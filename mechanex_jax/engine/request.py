@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -14,6 +13,7 @@ from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.validation import check_utf8
+from mechanex_jax.warning import warn
 
 Prompt: TypeAlias = str | Sequence[object]  # a text; with `chat=True` also a list of messages
 
@@ -162,7 +162,7 @@ def _check_partners(
     Members with several tokenizers write texts of their own, each as far as its own context goes.
     """
     if config.ensemble_models and not partners:
-        warnings.warn(f"ensemble_models: {loaded.name} is the one member, and decodes as without.", UserWarning, stacklevel=3)
+        warn(f"ensemble_models: {loaded.name} is the one member, and decodes as without.")
     weights = config.ensemble_weights
     if weights is not None and len(weights) != 1 + len(partners):
         members = ", ".join([loaded.name, *(partner.name for partner in partners)])
@@ -171,13 +171,10 @@ def _check_partners(
         if not same_tokens(loaded, draft):
             raise expected("draft_model", draft.name, f"a model with the tokenizer of {loaded.name}", "Choose another model.")
         if draft.bytes > loaded.bytes:
-            warnings.warn(f"draft_model: {draft.name} is larger than {loaded.name}.", UserWarning, stacklevel=3)
+            warn(f"draft_model: {draft.name} is larger than {loaded.name}.")
         if prompt + room > draft.model.spec.context:
-            warnings.warn(
-                f"draft_model: {draft.name} has a context of {draft.model.spec.context} tokens, and drafts nothing of use beyond.",
-                UserWarning,
-                stacklevel=3,
-            )
+            context = draft.model.spec.context
+            warn(f"draft_model: {draft.name} has a context of {context} tokens, and drafts nothing of use beyond.")
     if not config.ensemble_models or not all(same_tokens(loaded, partner) for partner in partners):
         return
     for member in partners:

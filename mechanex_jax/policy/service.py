@@ -23,6 +23,7 @@ from mechanex_jax.policy.saved import SavedPolicies
 from mechanex_jax.policy.tuning import Evaluation, Figures, SearchResult
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.session import Session
+from mechanex_jax.signatures import suggests_arguments
 from mechanex_jax.steering.methods import METHODS as STEERING_METHODS
 from mechanex_jax.steering.presets import PRESETS
 from mechanex_jax.steering.service import Steering
@@ -54,6 +55,7 @@ class Policies(SavedPolicies):
 
     # --- run ---
 
+    @suggests_arguments
     def run(
         self,
         prompt: str,
@@ -89,6 +91,7 @@ class Policies(SavedPolicies):
         found = self._resolve(policy, policy_id)
         return self._outcomes([prompt], [found], model, max_new_tokens, seed, chat)[0].result(include_trace)
 
+    @suggests_arguments
     def compare(
         self,
         prompt: str,
@@ -111,6 +114,7 @@ class Policies(SavedPolicies):
         outcomes = self._outcomes([prompt] * len(found), found, model, max_new_tokens, [seed] * len(found), chat)
         return {"results": [outcome.result(True) for outcome in outcomes]}
 
+    @suggests_arguments
     def evaluate(
         self,
         prompts: Sequence[str],
@@ -146,6 +150,7 @@ class Policies(SavedPolicies):
         outcomes = self._outcomes(given, [found] * len(given), model, max_new_tokens, seed, chat, shown, batch_size)
         return tuning.evaluation([outcome.result(False) for outcome in outcomes])
 
+    @suggests_arguments
     def auto_tune(
         self,
         prompts: Sequence[str],

@@ -11,6 +11,7 @@ from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import expected
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.progress import is_shown
+from mechanex_jax.signatures import suggests_arguments
 from mechanex_jax.steering import methods
 from mechanex_jax.steering import pairs as pair_writer
 from mechanex_jax.steering.examples import check_data, read_rows, tokenize_data
@@ -40,6 +41,7 @@ class MakingOptions(TypedDict, total=False):
 class VectorMaker(SavedVectors):
     """Vectors made from contrastive answers, and kept. See `SavedVectors` for the arguments."""
 
+    @suggests_arguments
     def generate_vectors(
         self,
         prompts: Sequence[str],
@@ -141,6 +143,7 @@ class VectorMaker(SavedVectors):
         )
         return self.store.add(vector)
 
+    @suggests_arguments
     def generate_from_jsonl(
         self,
         dataset_path: str | os.PathLike[str] | Iterable[Mapping[str, object]],
@@ -168,6 +171,7 @@ class VectorMaker(SavedVectors):
             rows.prompts, rows.positives, rows.negatives or None, layer_idxs, method, name, label, **options
         )
 
+    @suggests_arguments
     def generate_pairs(
         self,
         persona_name: str,

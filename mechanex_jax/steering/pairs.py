@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, TypedDict
 
@@ -12,6 +11,7 @@ from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import MechanexError, expected
 from mechanex_jax.progress import Report, silent
 from mechanex_jax.validation import integer
+from mechanex_jax.warning import warn
 
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 400}
 SCHEMA = {
@@ -176,11 +176,7 @@ def generate_pairs(
             "the persona more closely."
         )
     if len(pairs) < num_pairs:
-        warnings.warn(
-            f"generate_pairs: {len(pairs)} of {num_pairs} pairs after {asked} generations; dropped {dict(dropped)}.",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(f"generate_pairs: {len(pairs)} of {num_pairs} pairs after {asked} generations; dropped {dict(dropped)}.")
     return {
         "persona": persona_name.strip(),
         "persona_description": persona_description,

@@ -85,7 +85,7 @@ def test_a_seed_of_any_integer_type_is_the_same_seed(kind):
 @pytest.mark.parametrize("seed", [True, np.bool_(True), 5.0, np.float32(5), "5", np.int64(-1), 2**32])
 def test_what_is_no_seed_is_refused_alone_and_in_a_list(seed):
     for value in (seed, [seed]):
-        with pytest.raises(ArgumentError, match="seed: got .* 4294967295"):
+        with pytest.raises(ArgumentError, match=r"seed: got .* 4294967295"):
             row_seeds(value, 1)
 
 
