@@ -95,6 +95,9 @@ class Generation:
         self.session, self.steering, self.policy = session, steering, policy
         self._traces = threading.local()
 
+    def __repr__(self) -> str:
+        return f"Generation({self.session!r})"
+
     @property
     def last_trace(self) -> dict[str, object] | list[dict[str, object] | None] | None:
         """The trace of this thread's last call with `include_trace=True`: a dict, for a batch a list; None before."""
@@ -208,6 +211,7 @@ class Generation:
         speculative_steps: int = 4,
         voting: str = "majority",
         ensemble_weights: Sequence[float] | None = None,
+        on_failure: str = "warn",
         transform: Any = None,
         edits: Any = None,
         details: bool = False,
@@ -284,6 +288,8 @@ class Generation:
           voting: for "ensemble-sampling": "majority" of the members' tokens, or the "mean" or "product" of their distributions;
             between different tokenizers, of how likely each text is per byte.
           ensemble_weights: the loaded model's, then one for each of `ensemble_models`; None is equal weights.
+          on_failure: where no candidate of a policy, or of a call with `code_unit_tests`, is accepted: "warn" returns the best
+            of them with a warning, "raise" raises NotAcceptedError.
           transform: a LogitsTransform of your own, applied after the method's (see `mx.transforms`).
           edits: edits of your own, one or a list, applied in their order after the steering vectors (see `mx.edits`).
           details: return a `Completion` (text, tokens, logprobs, finish_reason) instead of the string.
@@ -292,6 +298,7 @@ class Generation:
           ArgumentError: a bad argument; a ValueError, raised before anything compiles.
           NotLocalError: not available in this version; a NotImplementedError.
           ModelNotFoundError: no model is loaded, or none of that name.
+          NotAcceptedError: no candidate was accepted, with `on_failure="raise"`.
         """
         config = GenerationConfig(
             max_tokens=max_tokens,
@@ -341,6 +348,7 @@ class Generation:
             speculative_steps=speculative_steps,
             voting=voting,
             ensemble_weights=ensemble_weights,
+            on_failure=on_failure,
         )
         _check_single(model=model, seed=seed, transform=transform, details=details)
         prepared = self._prepare([prompt], [config], ["prompt"], model=model, seed=seed, transform=transform, edits=edits)

@@ -29,6 +29,9 @@ class Session:
         self._mode = "auto"
         self._unloaded: str | None = None  # name of the default model that was unloaded, until another is loaded
 
+    def __repr__(self) -> str:
+        return f"Session(models={list(self._models)}, mode={self._mode!r})"
+
     @suggests_arguments
     def load(
         self,

@@ -34,6 +34,7 @@ CASES = [
     (mx.generation.generate, "messages", "prompt"),
     (mx.generation.generate_batch, "prompt", "prompts"),
     (mx.generation.generate, "progress", None),
+    (mx.constraints.compile, "regex_pattern", "regex"),
     (mx.load, "torch_dtype", "dtype"),
     (mx.load, "model", "name"),
 ]

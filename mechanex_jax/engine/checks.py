@@ -137,6 +137,12 @@ def voting(name: str, value: object) -> None:
         raise expected(name, value, "majority, mean or product")
 
 
+def on_failure(name: str, value: object) -> None:
+    """What happens where no candidate is accepted."""
+    if value not in ("warn", "raise"):
+        raise expected(name, value, '"warn" or "raise"')
+
+
 def drafted_tokens(name: str, value: object) -> None:
     """The most tokens that are drafted in a round."""
     count = as_integer(value)

@@ -12,6 +12,7 @@ from mechanex_jax.edits import RowSteering, Scope, parse_hook_point, scope
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.loading import LoadedModel
+from mechanex_jax.representation import short_repr
 from mechanex_jax.validation import check_utf8
 from mechanex_jax.warning import warn
 
@@ -32,6 +33,8 @@ class Request:
       partners: other models that the row asks for: its draft, or the further members of its ensemble.
       members: where tokenizers of an ensemble differ, the same question to each of `partners`, in its own tokens.
     """
+
+    __repr__ = short_repr
 
     tokens: tuple[int, ...]
     config: GenerationConfig

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from mechanex_jax.edits import Edit, RowSteering, parse_steering
+from mechanex_jax.engine.checks import on_failure as check_on_failure
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.request import Prompt
 from mechanex_jax.engine.run import MICRO_BATCH
@@ -16,7 +17,7 @@ from mechanex_jax.loading import LoadedModel
 from mechanex_jax.policy import merge, tuning, validate
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.plan import Plan, preset_strength, vector_of
-from mechanex_jax.policy.rounds import Outcome, RunResult
+from mechanex_jax.policy.rounds import Outcome, RunResult, report_failures
 from mechanex_jax.policy.runner import PolicyRunner
 from mechanex_jax.policy.sandbox.runner import UnitTestRunner, run_unit_tests
 from mechanex_jax.policy.saved import SavedPolicies
@@ -53,6 +54,9 @@ class Policies(SavedPolicies):
         self.session, self.steering = session, steering
         self.run_tests: UnitTestRunner = run_unit_tests
 
+    def __repr__(self) -> str:
+        return f"Policies({self.session!r})"
+
     # --- run ---
 
     @suggests_arguments
@@ -67,6 +71,7 @@ class Policies(SavedPolicies):
         *,
         seed: int | None = None,
         chat: bool = False,
+        on_failure: str = "warn",
     ) -> RunResult:
         """Run a policy on a prompt.
 
@@ -79,6 +84,7 @@ class Policies(SavedPolicies):
           include_trace: tell of every candidate and round.
           seed: the same candidates each time; None draws one.
           chat: wrap the prompt in the model's chat template.
+          on_failure: where no candidate is accepted: "warn" returns the best of them with a warning, "raise" raises.
 
         Returns:
           output, accepted, score, confidence, latency_ms, tokens (of the output), constraints_ok, verifier_ok, policy_id and
@@ -87,9 +93,13 @@ class Policies(SavedPolicies):
         Raises:
           ArgumentError: a bad argument or policy, before anything is decoded.
           NotLocalError: a field that only the hosted API serves.
+          NotAcceptedError: no candidate was accepted, with `on_failure="raise"`; `details` holds the trace.
         """
-        found = self._resolve(policy, policy_id)
-        return self._outcomes([prompt], [found], model, max_new_tokens, seed, chat)[0].result(include_trace)
+        check_on_failure("on_failure", on_failure)
+        read = self._resolve(policy, policy_id)
+        (outcome,) = self._outcomes([prompt], [read], model, max_new_tokens, seed, chat)
+        report_failures({"prompt": outcome}, {"prompt": on_failure})
+        return outcome.result(include_trace)
 
     @suggests_arguments
     def compare(

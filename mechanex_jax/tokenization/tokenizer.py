@@ -84,6 +84,9 @@ class Tokenizer:
             chat_template=template.read_text("utf-8") if template.is_file() else None,
         )
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.size:,} ids, eos {', '.join(map(str, self.eos_ids)) or 'none'})"
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text.
 

@@ -58,7 +58,8 @@ def test_the_documented_arguments_have_their_documented_order_and_defaults():
         "model=None, min_tokens=0, repetition_penalty=None, presence_penalty=None, frequency_penalty=None, "
         "logit_bias=None, constraint=None, json_whitespace=False, forbidden_terms=None, steering_layers=None, "
         "steering_scope='all', epsilon_cutoff=None, beam_width=4, length_penalty=1.0, early_stopping=False, "
-        "speculative_steps=4, voting='majority', ensemble_weights=None, transform=None, edits=None, details=False"
+        "speculative_steps=4, voting='majority', ensemble_weights=None, on_failure='warn', transform=None, "
+        "edits=None, details=False"
     )
     signature = inspect.signature(mechanex_jax.generation.generate)
     bare = signature.replace(

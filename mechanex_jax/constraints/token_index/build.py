@@ -106,6 +106,9 @@ class Tables:
     size: int
     stats: Mapping[str, float]
 
+    def __repr__(self) -> str:
+        return f"Tables({len(self.target):,} states, {len(self.masks):,} masks, {self.size:,} ids)"
+
     @property
     def minimum(self) -> int:
         """The least max_tokens with which a text is certain to be completed."""
