@@ -21,6 +21,14 @@ class ArgumentError(MechanexError, ValueError):
     """An argument has a value that cannot be used."""
 
 
+class UnexpectedArgumentError(MechanexError, TypeError):
+    """A function was called with a keyword argument that it does not have."""
+
+
+class NotAcceptedError(MechanexError):
+    """No candidate of a policy was accepted, and the call asked for an error; `details` holds the traces of such runs."""
+
+
 class ModelError(MechanexError):
     """A model cannot be found, fetched, read or built."""
 

@@ -25,10 +25,14 @@ from mechanex_jax.policy.service import Policies
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.rows import take_rows
 from mechanex_jax.session import Session
+from mechanex_jax.signatures import check_keywords, suggests_arguments
 from mechanex_jax.steering.service import Steering
 from mechanex_jax.transforms import LogitsTransform, chain
+from mechanex_jax.validation import integer
 
 _OF_THE_CALL = ("model", "seed", "transform", "edits")  # arguments that are no row's
+
+_SHARED = {"transform": "Put several into mx.transforms.chain; a row's own values go into its fields."}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,13 +44,15 @@ def _shares_arguments(
     """Give a method the arguments of `template` behind its own first one, and `extra` keyword-only ones."""
 
     def decorate(method: Callable[..., R]) -> Callable[Concatenate[Any, Any, P], R]:
-        own = list(inspect.signature(method).parameters.values())[:2]
+        own = list(inspect.signature(method).parameters.values())[:2]  # self and the prompts
         shared = list(inspect.signature(template).parameters.values())[2:]
         more = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value) for name, value in extra.items()]
         signature = inspect.Signature([*own, *[p for p in shared if p.name not in extra], *more])
+        known = list(signature.parameters)[1:]
 
         @functools.wraps(method)
         def bound(*args: Any, **kwargs: Any) -> R:
+            check_keywords(method.__name__, kwargs, known)
             given = signature.bind(*args, **kwargs)
             given.apply_defaults()
             return method(*given.args[:2], **dict(list(given.arguments.items())[2:]))
@@ -88,6 +94,9 @@ class Generation:
     def __init__(self, session: Session, steering: Steering, policy: Policies):
         self.session, self.steering, self.policy = session, steering, policy
         self._traces = threading.local()
+
+    def __repr__(self) -> str:
+        return f"Generation({self.session!r})"
 
     @property
     def last_trace(self) -> dict[str, object] | list[dict[str, object] | None] | None:
@@ -148,6 +157,7 @@ class Generation:
         wanted = zip(traces, configs, strict=True)
         self._traces.last = [trace if config.include_trace else None for trace, config in wanted]
 
+    @suggests_arguments
     def generate(
         self,
         prompt: str,
@@ -201,6 +211,7 @@ class Generation:
         speculative_steps: int = 4,
         voting: str = "majority",
         ensemble_weights: Sequence[float] | None = None,
+        on_failure: str = "warn",
         transform: Any = None,
         edits: Any = None,
         details: bool = False,
@@ -277,14 +288,17 @@ class Generation:
           voting: for "ensemble-sampling": "majority" of the members' tokens, or the "mean" or "product" of their distributions;
             between different tokenizers, of how likely each text is per byte.
           ensemble_weights: the loaded model's, then one for each of `ensemble_models`; None is equal weights.
+          on_failure: where no candidate of a policy, or of a call with `code_unit_tests`, is accepted: "warn" returns the best
+            of them with a warning, "raise" raises NotAcceptedError.
           transform: a LogitsTransform of your own, applied after the method's (see `mx.transforms`).
-          edits: edits of your own, applied after the steering vectors (see `mx.edits`).
+          edits: edits of your own, one or a list, applied in their order after the steering vectors (see `mx.edits`).
           details: return a `Completion` (text, tokens, logprobs, finish_reason) instead of the string.
 
         Raises:
           ArgumentError: a bad argument; a ValueError, raised before anything compiles.
           NotLocalError: not available in this version; a NotImplementedError.
           ModelNotFoundError: no model is loaded, or none of that name.
+          NotAcceptedError: no candidate was accepted, with `on_failure="raise"`.
         """
         config = GenerationConfig(
             max_tokens=max_tokens,
@@ -334,10 +348,9 @@ class Generation:
             speculative_steps=speculative_steps,
             voting=voting,
             ensemble_weights=ensemble_weights,
+            on_failure=on_failure,
         )
-        for name, value in (("model", model), ("seed", seed), ("transform", transform), ("edits", edits), ("details", details)):
-            if isinstance(value, (list, tuple)):
-                raise one_value(name, value)
+        _check_single(model=model, seed=seed, transform=transform, details=details)
         prepared = self._prepare([prompt], [config], ["prompt"], model=model, seed=seed, transform=transform, edits=edits)
         completions = self._complete(prepared)
         self._keep_traces(prepared, [config], completions)
@@ -365,9 +378,9 @@ class Generation:
         if isinstance(prompts, str) or not isinstance(prompts, Sequence):
             raise expected("prompts", prompts, "a list of strings", "Use generate for a single one.")
         batch_size, progress = arguments.pop("batch_size"), arguments.pop("progress")
-        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-            raise expected("batch_size", batch_size, "a whole number, at least 1")
+        integer(1)("batch_size", batch_size)
         details, call = arguments.pop("details"), {name: arguments.pop(name) for name in _OF_THE_CALL}
+        _check_common(model=call["model"], transform=call["transform"], details=details)
         names = [f"prompts[{row}]" for row in range(len(prompts))]
         configs = per_row(arguments, len(prompts))
         prepared = self._prepare(prompts, configs, names, **call)
@@ -390,14 +403,30 @@ class Generation:
         A piece never splits a character, and never holds the beginning of a stop string. Arguments as for `generate` but for
         `details`. They are checked at the call, before the first piece is asked for.
         """
-        if arguments.pop("details"):
+        details, call = arguments.pop("details"), {name: arguments.pop(name) for name in _OF_THE_CALL}
+        config = GenerationConfig(**arguments)
+        _check_single(model=call["model"], seed=call["seed"], transform=call["transform"], details=details)
+        if details:
             raise expected("details", True, "False, because stream yields text", "Use generate for details.")
-        call = {name: arguments.pop(name) for name in _OF_THE_CALL}
-        prepared = self._prepare([prompt], per_row(arguments, 1), ["prompt"], **call)
+        prepared = self._prepare([prompt], [config], ["prompt"], **call)
         if prepared.runner is not None:
             return _one_piece(prepared.runner)
         loaded, requests = prepared.loaded, prepared.requests
         return engine.stream(loaded, requests[0], transform=prepared.transform, edits=prepared.edits)
+
+
+def _check_single(**arguments: object) -> None:
+    """Raise where an argument that is one value for one prompt is a list."""
+    for name, value in arguments.items():
+        if isinstance(value, (list, tuple)):
+            raise one_value(name, value)
+
+
+def _check_common(**arguments: object) -> None:
+    """Raise where an argument that all rows of a batch share is a list."""
+    for name, value in arguments.items():
+        if isinstance(value, (list, tuple)):
+            raise expected(name, value, "one value for all prompts", _SHARED.get(name, ""))
 
 
 def _answers(completions: list[Completion], details: bool) -> list[Any]:

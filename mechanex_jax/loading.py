@@ -54,6 +54,11 @@ class LoadedModel:
     device: Device
     draft_lengths: dict[Hashable, loops.DraftLengthController] = dataclasses.field(default_factory=dict, repr=False)
 
+    def __repr__(self) -> str:
+        family, size = self.config.get("model_type", "unknown family"), f"{self.model.size:,} parameters"
+        place = f"{getattr(self.device, 'platform', '?')}:{getattr(self.device, 'id', '?')}"
+        return f"LoadedModel({self.name!r}, {family}, {size}, {self.model.dtype}, {place})"
+
     @property
     def bytes(self) -> int:
         """Memory that the weights take."""

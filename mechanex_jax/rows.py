@@ -38,6 +38,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from mechanex_jax.errors import expected
+from mechanex_jax.representation import short_repr
 
 T = TypeVar("T")
 _KIND = "mechanex_jax.rows"
@@ -101,6 +102,8 @@ def static() -> Any:
 @dataclass_transform(frozen_default=True, field_specifiers=(row, shared, nested, static))
 def row_tree(cls: type[T]) -> type[T]:
     """Make a class a frozen dataclass, registered as a pytree; see the module for how its fields are declared."""
+    if "__repr__" not in vars(cls):
+        cls.__repr__ = short_repr  # type: ignore[method-assign]
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     kinds = {f.name: f.metadata.get(_KIND, _Kind.STATIC) for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     meta = [name for name, kind in kinds.items() if kind is _Kind.STATIC]

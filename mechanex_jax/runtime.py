@@ -28,6 +28,9 @@ class Mechanex:
         self.set_key, self.set_execution_mode = self.session.set_key, self.session.set_execution_mode
         self.local_model, self.partner = self.session.local_model, self.session.partner
 
+    def __repr__(self) -> str:
+        return f"Mechanex({self.session!r})"
+
     @property
     def models(self) -> dict[str, session.LoadedModel]:
         """Loaded models by name, the one loaded last at the end."""

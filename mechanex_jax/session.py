@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mechanex_jax import loading
-from mechanex_jax.errors import ModelNotFoundError, NotLocalError, expected
+from mechanex_jax.errors import ModelNotFoundError, NotLocalError, Verbatim, expected
 from mechanex_jax.loading import LoadedModel
+from mechanex_jax.signatures import suggests_arguments
 
 MODES = ("auto", "local", "remote")
 _CREDENTIALS = ("api_key", "access_token")
@@ -24,9 +25,14 @@ class Session:
 
     def __init__(self, api_key: str | None = None):
         self._models: dict[str, LoadedModel] = {}
-        self._api_key = api_key
+        self._api_key = None if api_key is None else _checked_key(api_key)
         self._mode = "auto"
+        self._unloaded: str | None = None  # name of the default model that was unloaded, until another is loaded
 
+    def __repr__(self) -> str:
+        return f"Session(models={list(self._models)}, mode={self._mode!r})"
+
+    @suggests_arguments
     def load(
         self,
         name: str | os.PathLike[str] | None = None,
@@ -57,15 +63,20 @@ class Session:
         key = alias or loaded.name
         self._models.pop(key, None)  # to the end: the model loaded last is the default
         self._models[key] = loaded
+        self._unloaded = None
         return loaded
 
     def unload(self, name: str | None = None) -> None:
         """Forget a loaded model, or the one loaded last. Its memory is freed once nobody else holds it.
 
+        Where that is the default model and others stay, calls have to name one of them until a model is loaded again.
+
         Raises:
           ModelNotFoundError: no model of that name is loaded.
         """
         model = self._loaded(name)
+        if self._unloaded is None and model is self._loaded(None):
+            self._unloaded = model.name if name is None else name
         self._models = {key: value for key, value in self._models.items() if value is not model}
 
     @property
@@ -79,9 +90,7 @@ class Session:
         Raises:
           ArgumentError: not a string, or empty.
         """
-        if not isinstance(api_key, str) or not api_key.strip():
-            raise expected("api_key", type(api_key).__name__, "a non-empty string")
-        self._api_key = api_key.strip()
+        self._api_key = _checked_key(api_key)
 
     def set_execution_mode(self, mode: str) -> None:
         """Where calls run: "auto" (remote when credentials are configured, else local), "local" or "remote".
@@ -135,6 +144,11 @@ class Session:
             raise ModelNotFoundError(
                 "No model is loaded. Call mx.load() for the default one, or mx.set_key(...) to use the hosted API."
             )
+        if name is None and self._unloaded is not None:
+            raise ModelNotFoundError(
+                f"model: got None, and {self._unloaded}, the default, was unloaded; loaded are {', '.join(self._models)}. "
+                "Name one of them as model=, or load one with mx.load()."
+            )
         if name is None:
             return next(reversed(self._models.values()))
         raise ModelNotFoundError(f"model: got {name!r}; loaded are {', '.join(self._models)}. Load it with mx.load({name!r}).")
@@ -147,6 +161,19 @@ class Session:
         except (OSError, ValueError, RuntimeError):
             return False
         return isinstance(stored, dict) and any(stored.get(name) for name in _CREDENTIALS)
+
+
+def _checked_key(api_key: object) -> str:
+    """The key without spaces around it. No error shows a key.
+
+    Raises:
+      ArgumentError: not a string, or empty.
+    """
+    if not isinstance(api_key, str) or not api_key.strip():
+        shown = "None" if api_key is None else "an empty string" if isinstance(api_key, str) else type(api_key).__name__
+        action = 'To run on a loaded model instead, call mx.set_execution_mode("local").'
+        raise expected("api_key", Verbatim(shown), "a non-empty string", action)
+    return api_key.strip()
 
 
 default = Session()

@@ -4,45 +4,85 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Callable
+import operator
+from collections.abc import Callable, Mapping
+
+import numpy as np
 
 from mechanex_jax.errors import expected
 
 Check = Callable[[str, object], None]
+_HALF = "It has half of a surrogate pair: decode the input properly."
+
+
+_SMALLEST, _LARGEST = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
+
+
+def as_integer(value: object) -> int | None:
+    """The `int` that a value stands for, be it Python's, NumPy's or JAX's; None where it stands for none, as True does not."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def integer(least: int) -> Check:
     """A check for a whole number, at least `least`."""
 
     def check(name: str, value: object) -> None:
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        number = as_integer(value)
+        if number is None or number < least:
             raise expected(name, value, f"a whole number, at least {least}")
 
     return check
 
 
 def number(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Check:
-    """A check for a finite number between `low` and `high`, both included but for `open_low` and `open_high`."""
+    """A check for a finite number between `low` and `high`, both included but for `open_low` and `open_high`.
+
+    Numbers are used in float32: one that is infinite there is refused, and one that is 0 there counts as 0.
+    """
 
     def check(name: str, value: object) -> None:
         try:
             as_float = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
         except OverflowError:
             as_float = math.nan
+        if abs(as_float) < _SMALLEST:
+            as_float = 0.0
         above = low < as_float if open_low else low <= as_float
         below = as_float < high if open_high else as_float <= high
         if not (math.isfinite(as_float) and above and below):
             span = f"above {low:g}" if open_low else f"{low:g} or more" if math.isfinite(low) else ""
             ends = [span, ("" if math.isinf(high) else f"below {high:g}" if open_high else f"at most {high:g}")]
             raise expected(name, value, ", ".join(["a finite number", *filter(None, ends)]))
+        if abs(as_float) > _LARGEST:
+            raise expected(name, value, f"a number that float32 holds, at most {_LARGEST:.4g}")
 
     return check
 
 
 def text(name: str, value: object) -> None:
-    """Check for a string."""
+    """Check for a string that UTF-8 can hold."""
     if not isinstance(value, str):
         raise expected(name, value, "a string")
+    check_utf8(name, value)
+
+
+def check_utf8(name: str, value: object) -> None:
+    """Raise ArgumentError where a string, or one within lists and mappings, has half of a surrogate pair."""
+    if isinstance(value, str):
+        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
+            raise expected(name, value, "text that UTF-8 can hold", _HALF)
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            check_utf8(name, key)
+            check_utf8(name, item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_utf8(name, item)
 
 
 def flag(name: str, value: object) -> None:

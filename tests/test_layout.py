@@ -18,8 +18,8 @@ ROOT = Path(mechanex_jax.__file__).parent
 
 # From the bottom up: a folder or file may import those of its own line and those below.
 LAYERS = [
-    {"errors", "progress"},
-    {"rows", "tokenization", "storage", "validation"},
+    {"errors", "progress", "representation", "warning"},
+    {"rows", "tokenization", "signatures", "storage", "validation"},
     {"transforms", "edits", "constraints"},
     {"loops", "architectures", "checkpoints"},
     {"loading"},

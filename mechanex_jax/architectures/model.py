@@ -142,6 +142,15 @@ class Model:
         spec = functools.cached_property(lambda self: self.static.config)
 
     @property
+    def size(self) -> int:
+        """The number of parameters."""
+        return sum(getattr(array, "size", 0) for array in self.params)  # a tree of axes has no arrays
+
+    def __repr__(self) -> str:
+        family = type(self.static.config).__name__.removesuffix("Config")
+        return f"Model({family}, {self.size:,} parameters, {self.static.dtype})"
+
+    @property
     def dtype(self) -> np.dtype:
         """The type of the parameters, and of what a cache holds."""
         return jnp.dtype(self.static.dtype)

@@ -24,7 +24,7 @@ from mechanex_jax.cli.job_output import Output
 from mechanex_jax.engine.batch import Completion
 from mechanex_jax.engine.config import LIST_TYPED, GenerationConfig
 from mechanex_jax.engine.run import MICRO_BATCH
-from mechanex_jax.engine.seeds import check_seed, line_seed
+from mechanex_jax.engine.seeds import as_seed, line_seed
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
 from mechanex_jax.progress import Report, silent
 from mechanex_jax.storage.json_values import JsonValue
@@ -78,7 +78,7 @@ def parse_row(line: bytes, defaults: Mapping[str, object]) -> Row:
     if not isinstance(prompt, str) and not (config.chat and isinstance(prompt, list)):
         raise expected("prompt", prompt, 'a string (with "chat": true also a list of messages)')
     check_text("row", item)
-    check_seed(seed)
+    as_seed(seed)
     changed = {name: value for name, value in arguments.items() if value != DEFAULTS[name]}
     return Row(prompt, changed, seed, {"id": item["id"]} if "id" in item else {})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from mechanex_jax.errors import Verbatim, expected
+from mechanex_jax.signatures import suggests_arguments
 
 if TYPE_CHECKING:
     from mechanex_jax.constraints.compiler import HasTokenizer
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 
+@suggests_arguments
 def compile(
     *,
     json_schema: object = None,

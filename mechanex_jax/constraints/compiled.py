@@ -30,6 +30,9 @@ class CompiledConstraint:
     vocabulary: Vocabulary
     tables: Tables
 
+    def __repr__(self) -> str:
+        return f"CompiledConstraint({len(self.pushdown.target):,} states, {self.vocabulary!r}, minimum={self.minimum})"
+
     @property
     def stats(self) -> Mapping[str, float]:
         """Numbers of states, rows, classes, bytes, seconds and more."""

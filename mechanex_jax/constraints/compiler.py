@@ -13,6 +13,7 @@ from mechanex_jax.constraints.compiled import CompiledConstraint
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.storage.paths import cache_folder
 from mechanex_jax.tokenization.vocabulary import Vocabulary
+from mechanex_jax.validation import check_utf8
 
 if TYPE_CHECKING:
     from mechanex_jax.tokenization.tokenizer import Tokenizer
@@ -71,6 +72,7 @@ def _forbidden_terms(source: object, whitespace: bool) -> Source:
 def _text(name: str, source: object) -> str:
     if not isinstance(source, str):
         raise expected(name, source, "a string")
+    check_utf8(name, source)
     return source
 
 

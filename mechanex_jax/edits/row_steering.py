@@ -15,6 +15,7 @@ from mechanex_jax.edits.gates import Gate, gate
 from mechanex_jax.edits.operations import Add
 from mechanex_jax.edits.schedule import EVERYWHERE, Schedule, Scope
 from mechanex_jax.errors import Verbatim, expected
+from mechanex_jax.representation import short_repr
 
 
 class GatedVector(NamedTuple):
@@ -42,6 +43,8 @@ class RowSteering:
       gates: vectors behind perceptrons.
       scope: at which positions; by default at all.
     """
+
+    __repr__ = short_repr
 
     additions: Mapping[str, Mapping[int, np.ndarray]]
     gates: tuple[GatedVector, ...] = ()

@@ -11,24 +11,42 @@ from collections.abc import Mapping
 
 from mechanex_jax.edits import Scope, scope
 from mechanex_jax.errors import expected
-from mechanex_jax.validation import Check, number
+from mechanex_jax.validation import Check, as_integer, check_utf8, number
+
+_REPLACEMENT = "\ufffd"  # shown for bytes that are no text
+
+
+def _matchable(name: str, value: object) -> None:
+    """Raise unless UTF-8 can hold the strings, and none has U+FFFD, which a text shows where its bytes are no characters."""
+    check_utf8(name, value)
+    for string in [value] if isinstance(value, str) else value:  # type: ignore[union-attr]
+        if _REPLACEMENT in string:
+            raise expected(name, string, "strings without U+FFFD", "It stands for bytes that are no text, and matches none.")
 
 
 def stop_strings(name: str, value: object) -> None:
-    """A string, or a list of strings, none of them empty."""
+    """A string, or a list of strings, none of them empty, all of them in UTF-8, without U+FFFD."""
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, (list, tuple)) or not all(isinstance(s, str) and s for s in strings):
         raise expected(name, value, "a string or a list of strings, none of them empty")
+    _matchable(name, value)
 
 
 def token_biases(name: str, value: object) -> None:
     """A mapping of token ids to what is added to their logits; an id may be a string of digits, as in JSON."""
     if not isinstance(value, Mapping):
         raise expected(name, value, "a mapping of token ids to numbers, such as {50256: -100}")
+    seen: set[int] = set()
     for token, bias in value.items():
-        whole = isinstance(token, numbers.Integral) or (isinstance(token, str) and token.isdigit())
-        if not whole or not isinstance(bias, numbers.Real) or math.isnan(bias) or bias == math.inf:
-            raise expected(name, {str(token): bias}, "token ids mapped to finite numbers, or -inf for never")
+        decimal = isinstance(token, str) and token.isascii() and token.isdecimal()
+        index = int(token) if decimal else as_integer(token)
+        if index is None or index < 0:
+            raise expected(name, {token: bias}, "token ids, 0 or more, mapped to finite numbers, or to -inf for never")
+        if index in seen:
+            raise expected(name, token, "each token once", "It is there as a number and as a string.")
+        seen.add(index)
+        if not (isinstance(bias, numbers.Real) and bias == -math.inf):
+            number(-math.inf)(f"{name}[{index}]", bias)
 
 
 def json_schema(name: str, value: object) -> None:
@@ -51,8 +69,15 @@ def strings(noun: str) -> Check:
     def check(name: str, value: object) -> None:
         if not isinstance(value, (list, tuple)) or not value or not all(isinstance(item, str) and item for item in value):
             raise expected(name, value, f"a list of {noun}, at least one, none of them empty")
+        check_utf8(name, value)
 
     return check
+
+
+def terms(name: str, value: object) -> None:
+    """A list of terms that a text must not hold, at least one, none of them empty, without U+FFFD."""
+    strings("terms")(name, value)
+    _matchable(name, value)
 
 
 def schedule(check_value: Check) -> Check:
@@ -83,7 +108,7 @@ def positions(name: str, value: object) -> None:
     """A scope, the name of one, or a slice of the whole text's positions."""
     if isinstance(value, slice):
         ends = [end for end in (value.start, value.stop) if end is not None]
-        if value.step is not None or not all(isinstance(end, int) and not isinstance(end, bool) and end >= 0 for end in ends):
+        if value.step is not None or any((index := as_integer(end)) is None or index < 0 for end in ends):
             raise expected(name, value, "slice(start, end) of positions from 0 on")
     elif not isinstance(value, Scope):
         scope(value)
@@ -93,6 +118,7 @@ def model_names(name: str, value: object) -> None:
     """A list of names of models; it may be empty."""
     if not isinstance(value, (list, tuple)) or not all(isinstance(item, str) and item for item in value):
         raise expected(name, value, "a list of names of models")
+    check_utf8(name, value)
 
 
 def weights(name: str, value: object) -> None:
@@ -111,9 +137,16 @@ def voting(name: str, value: object) -> None:
         raise expected(name, value, "majority, mean or product")
 
 
+def on_failure(name: str, value: object) -> None:
+    """What happens where no candidate is accepted."""
+    if value not in ("warn", "raise"):
+        raise expected(name, value, '"warn" or "raise"')
+
+
 def drafted_tokens(name: str, value: object) -> None:
     """The most tokens that are drafted in a round."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 8:
+    count = as_integer(value)
+    if count is None or not 1 <= count <= 8:
         raise expected(name, value, "1 to 8 drafted tokens a round")
 
 

@@ -20,6 +20,7 @@ from mechanex_jax.engine import checks
 from mechanex_jax.engine.methods import METHODS, SamplingMethod, Sources, method
 from mechanex_jax.engine.parameters import Option, parameter, parameters_of
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
+from mechanex_jax.representation import changed_repr
 from mechanex_jax.validation import flag, integer, number, text
 
 _MOST_CANDIDATES = 1024  # of determinantal sampling
@@ -35,6 +36,8 @@ _any_number = number(-math.inf)
 @dataclasses.dataclass(frozen=True)
 class GenerationConfig:
     """One row's arguments. Names and defaults are those of `generate`, where they are described."""
+
+    __repr__ = changed_repr
 
     max_tokens: int = parameter(128, integer(1), option=Option("Most tokens to generate.", _TEXT))
     min_tokens: int = parameter(0, integer(0), option=Option("No end of the text before this many tokens.", _TEXT))
@@ -155,7 +158,7 @@ class GenerationConfig:
     constraint: object = parameter(None, checks.compiled_constraint, constraint="compiled")
     forbidden_terms: Sequence[str] | None = parameter(
         None,
-        checks.strings("terms"),
+        checks.terms,
         listed=True,
         policy="constraints.forbidden_terms",
         option=Option(
@@ -226,6 +229,7 @@ class GenerationConfig:
         option=Option("Run through a saved policy, see `policy list`.", _POLICIES, metavar="ID"),
     )
     include_trace: bool = parameter(False, flag)
+    on_failure: str = parameter("warn", checks.on_failure)
 
     def __post_init__(self) -> None:
         for name in _SINGLE:

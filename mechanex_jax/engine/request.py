@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -13,6 +12,9 @@ from mechanex_jax.edits import RowSteering, Scope, parse_hook_point, scope
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.loading import LoadedModel
+from mechanex_jax.representation import short_repr
+from mechanex_jax.validation import check_utf8
+from mechanex_jax.warning import warn
 
 Prompt: TypeAlias = str | Sequence[object]  # a text; with `chat=True` also a list of messages
 
@@ -31,6 +33,8 @@ class Request:
       partners: other models that the row asks for: its draft, or the further members of its ensemble.
       members: where tokenizers of an ensemble differ, the same question to each of `partners`, in its own tokens.
     """
+
+    __repr__ = short_repr
 
     tokens: tuple[int, ...]
     config: GenerationConfig
@@ -109,7 +113,7 @@ def prepare(
     """
     tokens = _tokens(loaded, prompt, config, name)
     room = min(config.max_tokens, loaded.model.spec.context - len(tokens))
-    _check_partners(loaded, config, partners)
+    _check_partners(loaded, config, partners, len(tokens), room)
     return Request(
         tokens,
         config,
@@ -127,8 +131,7 @@ def _tokens(loaded: LoadedModel, prompt: Prompt, config: GenerationConfig, name:
     """The prompt as this model spells it, checked against what the model can read."""
     if not isinstance(prompt, str) and not (config.chat and isinstance(prompt, list)):
         raise expected(name, prompt, "a string (with chat=True also a list of messages)")
-    if isinstance(prompt, str) and not prompt.isascii() and any("\ud800" <= c <= "\udfff" for c in prompt):
-        raise expected(name, prompt, "text that UTF-8 can hold", "It has half of a surrogate pair: decode the input properly.")
+    check_utf8(name, prompt)
     tokenizer, spec = loaded.tokenizer, loaded.model.spec
     tokens = tokenizer.encode_chat(prompt) if config.chat else tokenizer.encode(str(prompt))
     if not tokens and tokenizer.bos_id is not None:
@@ -154,10 +157,15 @@ def same_tokens(a: LoadedModel, b: LoadedModel) -> bool:
     return alike and a.model.spec.vocabulary == b.model.spec.vocabulary
 
 
-def _check_partners(loaded: LoadedModel, config: GenerationConfig, partners: Sequence[LoadedModel]) -> None:
-    """A draft must spell its text as the loaded model does; an ensemble has a weight for each member."""
+def _check_partners(
+    loaded: LoadedModel, config: GenerationConfig, partners: Sequence[LoadedModel], prompt: int, room: int
+) -> None:
+    """A draft must spell its text as the loaded model does; an ensemble has a weight for each member, and room in all contexts.
+
+    Members with several tokenizers write texts of their own, each as far as its own context goes.
+    """
     if config.ensemble_models and not partners:
-        warnings.warn(f"ensemble_models: {loaded.name} is the one member, and decodes as without.", UserWarning, stacklevel=3)
+        warn(f"ensemble_models: {loaded.name} is the one member, and decodes as without.")
     weights = config.ensemble_weights
     if weights is not None and len(weights) != 1 + len(partners):
         members = ", ".join([loaded.name, *(partner.name for partner in partners)])
@@ -166,7 +174,20 @@ def _check_partners(loaded: LoadedModel, config: GenerationConfig, partners: Seq
         if not same_tokens(loaded, draft):
             raise expected("draft_model", draft.name, f"a model with the tokenizer of {loaded.name}", "Choose another model.")
         if draft.bytes > loaded.bytes:
-            warnings.warn(f"draft_model: {draft.name} is larger than {loaded.name}.", UserWarning, stacklevel=3)
+            warn(f"draft_model: {draft.name} is larger than {loaded.name}.")
+        if prompt + room > draft.model.spec.context:
+            context = draft.model.spec.context
+            warn(f"draft_model: {draft.name} has a context of {context} tokens, and drafts nothing of use beyond.")
+    if not config.ensemble_models or not all(same_tokens(loaded, partner) for partner in partners):
+        return
+    for member in partners:
+        if prompt + room > member.model.spec.context:
+            raise expected(
+                "max_tokens",
+                Verbatim(f"{prompt} tokens of the prompt and up to {room} more"),
+                f"at most {member.model.spec.context} in all, the context of the ensemble's member {member.name}",
+                "Lower max_tokens, shorten the prompt, or leave the member out.",
+            )
 
 
 def _members(

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import hashlib
+import operator
 import secrets
 from collections.abc import Sequence
 from functools import partial
@@ -22,10 +23,21 @@ from jaxtyping import Key, UInt32
 from mechanex_jax.errors import Verbatim, expected
 
 
-def check_seed(value: object) -> None:
-    """Raise ArgumentError unless `value` is a seed, or None."""
-    if value is not None and not (isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**32):
+def as_seed(value: object) -> int | None:
+    """The seed as an `int`, or None.
+
+    Raises:
+      ArgumentError: neither a whole number from 0 to 4294967295, of any integer type, nor None.
+    """
+    if value is None:
+        return None
+    try:
+        seed = -1 if isinstance(value, bool) else operator.index(value)  # pyright: ignore[reportArgumentType]
+    except TypeError:
+        seed = -1
+    if not 0 <= seed < 2**32:
         raise expected("seed", value, "a whole number from 0 to 4294967295, or None for a fresh one")
+    return seed
 
 
 def row_seeds(seed: int | Sequence[int | None] | None, rows: int) -> list[tuple[int, int]]:
@@ -41,11 +53,8 @@ def row_seeds(seed: int | Sequence[int | None] | None, rows: int) -> list[tuple[
     if isinstance(seed, Sequence):
         if len(seed) != rows:
             raise expected("seed", Verbatim(f"{len(seed)} seeds"), f"one seed, or a list of {rows} (one per prompt)")
-        for value in seed:
-            check_seed(value)
-        return [(secrets.randbits(32) if value is None else value, 0) for value in seed]
-    check_seed(seed)
-    first = fresh(seed)
+        return [(fresh(as_seed(value)), 0) for value in seed]
+    first = fresh(as_seed(seed))
     return [(first, index) for index in range(rows)]
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import NotRequired, TypedDict
 
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.request import Completion, Prompt
 from mechanex_jax.engine.seeds import candidate_seed
+from mechanex_jax.errors import NotAcceptedError
 from mechanex_jax.policy import repair_prompts
 from mechanex_jax.policy.plan import Plan
 from mechanex_jax.policy.verifiers import agreement
+from mechanex_jax.warning import warn
 
 MIN_ACCEPTED_SCORE = 0.5
 
@@ -52,7 +54,7 @@ class RoundEvent(TypedDict):
 
 
 class RunTrace(TypedDict):
-    """All that happened in a run."""
+    """All that happened in a run; `failure` says why nothing was accepted, or is None."""
 
     policy_name: str | None
     task_profile: str
@@ -61,6 +63,7 @@ class RunTrace(TypedDict):
     retry_events: list[RoundEvent]
     selection: CandidateRecord
     total_tokens: int
+    failure: str | None
 
 
 class RunResult(TypedDict):
@@ -187,6 +190,16 @@ class Outcome:
     events: tuple[RoundEvent, ...]
     latency_ms: int
 
+    @property
+    def failure(self) -> str | None:
+        """Why nothing was accepted; None if the winner was."""
+        if self.winner.accepted:
+            return None
+        count = len(self.candidates)
+        tried = "The one candidate" if count == 1 else f"None of {count} candidates"
+        why = " | ".join(self.winner.reasons) or f"score {self.winner.score:.2f}"
+        return f"{tried} was {'not ' * (count == 1)}accepted; of the {'text' if count == 1 else 'best'}: {why}"
+
     def trace(self) -> RunTrace:
         """All that happened, in values that JSON can hold."""
         policy = self.plan.policy
@@ -198,6 +211,7 @@ class Outcome:
             "retry_events": [event.copy() for event in self.events],
             "selection": self.winner.record(),
             "total_tokens": sum(len(candidate.completion.tokens) for candidate in self.candidates),
+            "failure": self.failure,
         }
 
     def result(self, include_trace: bool) -> RunResult:
@@ -215,6 +229,29 @@ class Outcome:
             "policy_id": self.plan.policy.id,
             "trace": self.trace() if include_trace else None,
         }
+
+
+def report_failures(outcomes: Mapping[str, Outcome], on_failure: Mapping[str, str]) -> None:
+    """Warn of the runs in which nothing was accepted, or raise where one of them asks for it.
+
+    Args:
+      outcomes: by what errors call each run's prompt.
+      on_failure: of each run, "warn" or "raise".
+
+    Raises:
+      NotAcceptedError: a run failed that asks for an error; `details` are the traces of all such runs.
+    """
+    failed = {name: outcome.failure for name, outcome in outcomes.items() if outcome.failure is not None}
+    if not failed:
+        return
+    raising = [name for name in failed if on_failure[name] == "raise"]
+    name = (raising or list(failed))[0]
+    count = len(raising) if raising else len(failed)
+    more = f" (and {count - 1} more of {len(outcomes)} prompts)" if count > 1 else ""
+    message = f"{name}: {failed[name]}{more}."
+    if raising:
+        raise NotAcceptedError(message, details=[outcomes[name].trace() for name in raising])
+    warn(f'{message} The best text is returned all the same; pass on_failure="raise" for an error.')
 
 
 Decoding = Generator[list[Slot], Sequence[Candidate], None]

@@ -18,7 +18,7 @@ from mechanex_jax.engine.run import MICRO_BATCH, OnRows, ignore, run
 from mechanex_jax.errors import ArgumentError
 from mechanex_jax.policy.criteria import criteria_for
 from mechanex_jax.policy.plan import Plan
-from mechanex_jax.policy.rounds import Candidate, Outcome, Run, Slot
+from mechanex_jax.policy.rounds import Candidate, Outcome, Run, Slot, report_failures
 from mechanex_jax.policy.sandbox.runner import TestResult, UnitTestRunner, run_unit_tests
 from mechanex_jax.policy.verifiers import broken_constraint, verify
 from mechanex_jax.rows import take_rows
@@ -99,9 +99,14 @@ class PolicyRunner:
         return [ended[row] for row in range(len(self.plans))]
 
     def run(self, *, micro_batch: int = MICRO_BATCH, on_rows: OnRows = ignore) -> list[Completion]:
-        """The winners' completions, each with its run's trace."""
+        """The winners' completions, each with its run's trace.
+
+        Where nothing is accepted, the plan's `on_failure` decides, see `report_failures`.
+        """
         done = lambda row, outcome: on_rows([row], [outcome.winner.completion])
         outcomes = self.outcomes(micro_batch=micro_batch, on_done=done)
+        choices = [str(plan.others.get("on_failure", "warn")) for plan in self.plans]
+        report_failures(dict(zip(self._names, outcomes, strict=True)), dict(zip(self._names, choices, strict=True)))
         return [dataclasses.replace(outcome.winner.completion, trace=outcome.trace()) for outcome in outcomes]
 
     def _fits(self, row: int) -> Callable[[Prompt, GenerationConfig], bool]:

@@ -7,22 +7,24 @@ import sys
 from collections.abc import Mapping, Sequence
 
 from mechanex_jax.edits import Edit, RowSteering, parse_steering
+from mechanex_jax.engine.checks import on_failure as check_on_failure
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.engine.request import Prompt
 from mechanex_jax.engine.run import MICRO_BATCH
-from mechanex_jax.engine.seeds import check_seed, fresh, row_seeds, text_seed
+from mechanex_jax.engine.seeds import as_seed, fresh, row_seeds, text_seed
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.policy import merge, tuning, validate
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.plan import Plan, preset_strength, vector_of
-from mechanex_jax.policy.rounds import Outcome, RunResult
+from mechanex_jax.policy.rounds import Outcome, RunResult, report_failures
 from mechanex_jax.policy.runner import PolicyRunner
 from mechanex_jax.policy.sandbox.runner import UnitTestRunner, run_unit_tests
 from mechanex_jax.policy.saved import SavedPolicies
 from mechanex_jax.policy.tuning import Evaluation, Figures, SearchResult
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.session import Session
+from mechanex_jax.signatures import suggests_arguments
 from mechanex_jax.steering.methods import METHODS as STEERING_METHODS
 from mechanex_jax.steering.presets import PRESETS
 from mechanex_jax.steering.service import Steering
@@ -52,8 +54,12 @@ class Policies(SavedPolicies):
         self.session, self.steering = session, steering
         self.run_tests: UnitTestRunner = run_unit_tests
 
+    def __repr__(self) -> str:
+        return f"Policies({self.session!r})"
+
     # --- run ---
 
+    @suggests_arguments
     def run(
         self,
         prompt: str,
@@ -65,6 +71,7 @@ class Policies(SavedPolicies):
         *,
         seed: int | None = None,
         chat: bool = False,
+        on_failure: str = "warn",
     ) -> RunResult:
         """Run a policy on a prompt.
 
@@ -77,6 +84,7 @@ class Policies(SavedPolicies):
           include_trace: tell of every candidate and round.
           seed: the same candidates each time; None draws one.
           chat: wrap the prompt in the model's chat template.
+          on_failure: where no candidate is accepted: "warn" returns the best of them with a warning, "raise" raises.
 
         Returns:
           output, accepted, score, confidence, latency_ms, tokens (of the output), constraints_ok, verifier_ok, policy_id and
@@ -85,10 +93,15 @@ class Policies(SavedPolicies):
         Raises:
           ArgumentError: a bad argument or policy, before anything is decoded.
           NotLocalError: a field that only the hosted API serves.
+          NotAcceptedError: no candidate was accepted, with `on_failure="raise"`; `details` holds the trace.
         """
+        check_on_failure("on_failure", on_failure)
         resolved = self._resolve(policy, policy_id)
-        return self._outcomes([prompt], [resolved], model, max_new_tokens, seed, chat)[0].result(include_trace)
+        (outcome,) = self._outcomes([prompt], [resolved], model, max_new_tokens, seed, chat)
+        report_failures({"prompt": outcome}, {"prompt": on_failure})
+        return outcome.result(include_trace)
 
+    @suggests_arguments
     def compare(
         self,
         prompt: str,
@@ -107,11 +120,11 @@ class Policies(SavedPolicies):
         if isinstance(policies, (str, Mapping)) or not isinstance(policies, Sequence) or not policies:
             raise expected("policies", policies, "a list of policies, at least one")
         parsed = [self._read(policy, f"policies[{i}]") for i, policy in enumerate(policies)]
-        check_seed(seed)
-        seed = fresh(seed)
+        seed = fresh(as_seed(seed))
         outcomes = self._outcomes([prompt] * len(parsed), parsed, model, max_new_tokens, [seed] * len(parsed), chat)
         return {"results": [outcome.result(True) for outcome in outcomes]}
 
+    @suggests_arguments
     def evaluate(
         self,
         prompts: Sequence[str],
@@ -147,6 +160,7 @@ class Policies(SavedPolicies):
         outcomes = self._outcomes(texts, [resolved] * len(texts), model, max_new_tokens, seed, chat, shown, batch_size)
         return tuning.evaluation([outcome.result(False) for outcome in outcomes])
 
+    @suggests_arguments
     def auto_tune(
         self,
         prompts: Sequence[str],
@@ -188,8 +202,7 @@ class Policies(SavedPolicies):
         texts = self._prompts(prompts)
         integer(1)("max_trials", max_trials)
         integer(1)("max_new_tokens", max_new_tokens)
-        check_seed(seed)
-        seed = fresh(seed)
+        seed = fresh(as_seed(seed))
         shown = sys.stderr.isatty() if progress is None else progress
 
         def evaluate(policy: Policy, chosen: Sequence[int]) -> Figures:

@@ -8,10 +8,11 @@ from typing import TypedDict, Unpack
 
 from mechanex_jax import edits
 from mechanex_jax.engine.config import GenerationConfig
-from mechanex_jax.engine.seeds import check_seed
+from mechanex_jax.engine.seeds import as_seed
 from mechanex_jax.errors import expected
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.progress import is_shown
+from mechanex_jax.signatures import suggests_arguments
 from mechanex_jax.steering import methods
 from mechanex_jax.steering import pairs as pair_writer
 from mechanex_jax.steering.examples import check_data, read_rows, tokenize_data
@@ -41,6 +42,7 @@ class MakingOptions(TypedDict, total=False):
 class VectorMaker(SavedVectors):
     """Vectors made from contrastive answers, and kept. See `SavedVectors` for the arguments."""
 
+    @suggests_arguments
     def generate_vectors(
         self,
         prompts: Sequence[str],
@@ -108,7 +110,7 @@ class VectorMaker(SavedVectors):
                 raise expected(argument, value, "a string or None")
         if site not in edits.SITES:
             raise expected("site", site, f"one of {', '.join(edits.SITES)}")
-        check_seed(seed)
+        seed = as_seed(seed)
         if answer_tokens is not None:
             integer(1)("answer_tokens", answer_tokens)
         flag("ended", ended)
@@ -142,6 +144,7 @@ class VectorMaker(SavedVectors):
         )
         return self.store.add(vector)
 
+    @suggests_arguments
     def generate_from_jsonl(
         self,
         dataset_path: str | os.PathLike[str] | Iterable[Mapping[str, object]],
@@ -169,6 +172,7 @@ class VectorMaker(SavedVectors):
             rows.prompts, rows.positives, rows.negatives or None, layer_idxs, method, name, label, **options
         )
 
+    @suggests_arguments
     def generate_pairs(
         self,
         persona_name: str,
@@ -199,7 +203,7 @@ class VectorMaker(SavedVectors):
         Raises:
           ArgumentError: a bad argument. MechanexError: not one generation was usable.
         """
-        check_seed(seed)
+        seed = as_seed(seed)
         with progress_bar("Writing pairs", enabled=is_shown(progress), unit="pairs") as report:
 
             def write(prompts: Sequence[str], config: GenerationConfig, seeds: Sequence[int]) -> Sequence[str]:

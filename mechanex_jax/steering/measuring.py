@@ -8,13 +8,14 @@ from collections.abc import Collection, Sequence
 from typing import Any, TypedDict, Unpack
 
 from mechanex_jax import edits
-from mechanex_jax.engine.config import per_row
+from mechanex_jax.engine.config import PARAMETERS, per_row
 from mechanex_jax.engine.run import MICRO_BATCH
 from mechanex_jax.engine.seeds import row_seeds
 from mechanex_jax.errors import NotLocalError, expected
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.progress import is_shown
+from mechanex_jax.signatures import check_keywords, suggests_arguments
 from mechanex_jax.steering import plots
 from mechanex_jax.steering.evaluation import Evaluation, at_layers, check_strengths, measure
 from mechanex_jax.steering.examples import check_texts, tokenize_answers, tokenize_texts
@@ -44,6 +45,7 @@ class EvaluationOptions(TypedDict, total=False):
 class VectorMeasurer(SavedVectors):
     """Vectors measured over strengths. See `SavedVectors` for the arguments."""
 
+    @suggests_arguments
     def evaluate(
         self,
         steering_vector_id: str | LayerVectors,
@@ -126,6 +128,7 @@ class VectorMeasurer(SavedVectors):
         Raises:
           As `resolve` and `generate_batch`.
         """
+        check_keywords("texts", options, ("strengths", "model", "seed", "batch_size", *PARAMETERS))
         loaded = self._loaded(model)
         steering, rising = self.resolve(steering_vector_id, loaded), check_strengths(strengths)
         return self._continue(loaded, check_texts("prompts", prompts), steering, rising, **options)

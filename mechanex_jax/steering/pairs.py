@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import collections
 import json
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias, TypedDict
 
 from mechanex_jax.engine.config import GenerationConfig
 from mechanex_jax.errors import MechanexError, expected
 from mechanex_jax.progress import Report, silent
+from mechanex_jax.validation import integer
+from mechanex_jax.warning import warn
 
 _TEXT = {"type": "string", "minLength": 1, "maxLength": 400}
 SCHEMA = {
@@ -140,8 +141,7 @@ def generate_pairs(
     if not isinstance(persona_description, str):
         raise expected("persona_description", persona_description, "a string")
     for name, value in (("num_pairs", num_pairs), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise expected(name, value, "a whole number, at least 1")
+        integer(1)(name, value)
     config = GenerationConfig(
         max_tokens=_MAX_TOKENS, sampling_method="top-p", temperature=0.9, top_p=0.95, json_schema=SCHEMA, chat=True
     )
@@ -176,11 +176,7 @@ def generate_pairs(
             "the persona more closely."
         )
     if len(pairs) < num_pairs:
-        warnings.warn(
-            f"generate_pairs: {len(pairs)} of {num_pairs} pairs after {asked} generations; dropped {dict(dropped)}.",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn(f"generate_pairs: {len(pairs)} of {num_pairs} pairs after {asked} generations; dropped {dict(dropped)}.")
     return {
         "persona": persona_name.strip(),
         "persona_description": persona_description,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Callable, Sequence
 
 from mechanex_jax.edits import Edit, RowSteering
@@ -13,6 +12,7 @@ from mechanex_jax.engine.request import Prompt, Request, prepare
 from mechanex_jax.engine.run import MICRO_BATCH, run
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.loading import LoadedModel
+from mechanex_jax.warning import warn
 
 
 class RequestBuilder:
@@ -67,7 +67,7 @@ class RequestBuilder:
         steering = None
         if vector is not None:
             if strength == 0:
-                warnings.warn("steering_vector has no effect: steering_strength is 0, its default.", UserWarning, stacklevel=2)
+                warn("steering_vector has no effect: steering_strength is 0, its default.")
             if isinstance(vector, str):
                 steering = self._resolve(vector)
             elif isinstance(vector, RowSteering):

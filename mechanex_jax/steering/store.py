@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import secrets
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.steering.vector import SteeringVector, VectorError
 from mechanex_jax.storage.atomic import sweep, write_whole
 from mechanex_jax.storage.paths import data_folder
+from mechanex_jax.warning import warn
 
 _ID = re.compile(r"sv_[0-9a-f]{8}")
 _SUFFIX = ".safetensors"
@@ -72,7 +72,7 @@ class Store:
             except FileNotFoundError:  # deleted meanwhile
                 continue
             except (VectorError, OSError) as error:
-                warnings.warn(str(error), UserWarning, stacklevel=2)
+                warn(str(error))
         return iter(sorted(vectors, key=lambda item: (item[1].created, item[0])))
 
     def delete(self, id: str) -> None:

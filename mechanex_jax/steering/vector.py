@@ -85,6 +85,11 @@ class SteeringVector:
     )
     metrics: Metrics = dataclasses.field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        title = [repr(self.name)] if self.name is not None else []
+        layers = f"{self.site} at {len(self.layers)} layers" if len(self.layers) > 4 else f"{self.site} at {list(self.layers)}"
+        return f"SteeringVector({', '.join([*title, self.method, self.model, layers, f'width {self.vectors.shape[-1]}'])})"
+
     def steering(self, strength: float = 1.0) -> edits.RowSteering:
         """What generation adds: the vectors times `strength`, behind their gates where there are any."""
         if self.perceptron is None:

@@ -37,6 +37,9 @@ class SavedVectors:
         self.session = session
         self.store = store or Store()
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.session!r})"
+
     def _loaded(self, model: LoadedModel | str | None) -> LoadedModel:
         """The model itself, or the loaded one of this name; None is the one loaded last."""
         if model is not None and not isinstance(model, str):

@@ -8,7 +8,6 @@ import os
 import re
 import secrets
 import time
-import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypedDict, TypeGuard
@@ -17,6 +16,7 @@ from mechanex_jax.errors import MechanexError, Verbatim, expected
 from mechanex_jax.storage.atomic import sweep, write_whole
 from mechanex_jax.storage.json_values import plain
 from mechanex_jax.storage.paths import data_folder
+from mechanex_jax.warning import warn
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # no file names on Windows
@@ -127,7 +127,7 @@ class JsonStore:
             except FileNotFoundError:  # deleted meanwhile
                 continue
             except StoreError as error:
-                warnings.warn(str(error), UserWarning, stacklevel=2)
+                warn(str(error))
         return [envelope["record"] for envelope, _ in sorted(envelopes, key=lambda item: (item[0]["created"], item[1]))]
 
     def delete(self, id: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from mechanex_jax.errors import CheckpointError, MechanexError
 from mechanex_jax.tokenization import chat_template as chat
 from mechanex_jax.tokenization.vocabulary import Vocabulary
+from mechanex_jax.validation import text as check_text
 
 _MOST_IDS = 2**24  # a limit far above any tokenizer: tables with a row an id are made
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -84,6 +85,9 @@ class Tokenizer:
             chat_template=_read_text(template) if template.is_file() else None,
         )
 
+    def __repr__(self) -> str:
+        return f"Tokenizer({self.size:,} ids, eos {', '.join(map(str, self.eos_ids)) or 'none'})"
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """The ids of a text.
 
@@ -91,7 +95,11 @@ class Tokenizer:
           text: any text; special tokens written out in it become their ids.
           add_special_tokens: whether BOS and the like are put around it, where `tokenizer.json`'s post-processor does.
             It alone decides, as in transformers: `add_bos_token` of `tokenizer_config.json` changes nothing.
+
+        Raises:
+          ArgumentError: no string, or one with half of a surrogate pair.
         """
+        check_text("text", text)
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_chat(self, messages: chat.Messages) -> list[int]:

@@ -37,6 +37,9 @@ class Vocabulary:
     bytes: np.ndarray
     special: np.ndarray
 
+    def __repr__(self) -> str:
+        return f"Vocabulary({self.size:,} ids, {len(self.bytes):,} bytes)"
+
     @classmethod
     def from_tokens(cls, tokens: Iterable[bytes | None]) -> Vocabulary:
         """Make a vocabulary from each id's bytes; None marks a special token."""

@@ -39,6 +39,12 @@ def as_float64(value: object) -> np.ndarray:
         return np.full((), np.nan)
 
 
+def check_float32(name: str, value: object, array: np.ndarray) -> None:
+    """Raise ArgumentError where a finite number of `array`, the float64 of `value`, is infinite in float32."""
+    if np.any(np.isfinite(array) & (np.abs(array) > np.finfo(np.float32).max)):
+        raise expected(name, value, "numbers that float32 holds, at most 3.403e+38")
+
+
 def number_per_row(name: str, value: object, valid: Valid, allowed: str, dtype: DTypeLike = jnp.float32) -> Array:
     """One number, or one per row [B], as `dtype`; what is traced passes unchecked.
 
@@ -58,6 +64,8 @@ def number_per_row(name: str, value: object, valid: Valid, allowed: str, dtype: 
     whole = dtype is not jnp.int32 or bool(np.all(np.floor(array) == array))
     if array.ndim > 1 or not whole or not np.all(valid(array)):
         raise expected(name, value, allowed + ", or a list with one per row")
+    if dtype is not jnp.int32:
+        check_float32(name, value, array)
     if isinstance(value, jax.Array):
         return as_field(value, dtype)
     return as_field(np.minimum(array, LARGEST_INT) if dtype is jnp.int32 else array, dtype)

@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float32, Int32
 
 from mechanex_jax.errors import expected
 from mechanex_jax.rows import Array, PerRow, as_field, row, row_tree, shared, static
-from mechanex_jax.transforms.arguments import Bias, TokenIds, as_float64, number_per_row
+from mechanex_jax.transforms.arguments import Bias, TokenIds, as_float64, check_float32, number_per_row
 from mechanex_jax.transforms.base import Logits, Stateless, Step, Token
 
 
@@ -204,6 +204,7 @@ def logit_bias(bias: Bias) -> LogitBias:
     array = as_float64(bias)
     if array.ndim not in (1, 2) or not np.all(array < np.inf):
         raise expected("bias", bias, "numbers below infinity of shape [V], or [B, V] with one row for each")
+    check_float32("bias", bias, array)
     return LogitBias(as_field(bias))
 
 

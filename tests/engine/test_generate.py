@@ -58,7 +58,8 @@ def test_the_documented_arguments_have_their_documented_order_and_defaults():
         "model=None, min_tokens=0, repetition_penalty=None, presence_penalty=None, frequency_penalty=None, "
         "logit_bias=None, constraint=None, json_whitespace=False, forbidden_terms=None, steering_layers=None, "
         "steering_scope='all', epsilon_cutoff=None, beam_width=4, length_penalty=1.0, early_stopping=False, "
-        "speculative_steps=4, voting='majority', ensemble_weights=None, transform=None, edits=None, details=False"
+        "speculative_steps=4, voting='majority', ensemble_weights=None, on_failure='warn', transform=None, "
+        "edits=None, details=False"
     )
     signature = inspect.signature(mechanex_jax.generation.generate)
     bare = signature.replace(
@@ -195,6 +196,43 @@ def test_a_researchers_own_transform_and_edit_run_in_the_loop(mx, loaded):
     assert mx.generation.generate(PROMPTS[0], 8, "greedy", steering_vector={12: vector}, steering_strength=8) == steered
 
 
+def test_one_edit_and_lists_of_them_are_taken_by_all_three_functions(mx, loaded):
+    vectors = np.random.default_rng(0).standard_normal((2, loaded.model.spec.width))
+    pair = [mx.edits.add(vector, layer=layer, strength=8.0) for vector, layer in zip(vectors, (3, 12), strict=True)]
+    arguments = {"max_tokens": 6, "sampling_method": "greedy"}
+    for edits in (pair[0], pair[:1], pair, tuple(pair)):
+        text = mx.generation.generate(PROMPTS[0], edits=edits, **arguments)
+        assert "".join(mx.generation.stream(PROMPTS[0], edits=edits, **arguments)) == text
+        assert mx.generation.generate_batch([PROMPTS[0]], edits=edits, **arguments) == [text]
+    assert text != mx.generation.generate(PROMPTS[0], edits=pair[0], **arguments)
+
+
+@pytest.mark.parametrize("function", ["generate", "stream"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"temperature": [0.5]},
+        {"max_tokens": [3]},
+        {"sampling_method": ["greedy"]},
+        {"seed": [1]},
+        {"model": ["x"]},
+        {"transform": [mechanex_jax.transforms.temperature(0.5)]},
+        {"details": [False]},
+        {"logit_bias": [{5: 1.0}]},
+    ],
+    ids=lambda arguments: next(iter(arguments)),
+)
+def test_lists_with_one_value_per_prompt_are_for_a_batch_only(mx, function, arguments):
+    with pytest.raises(ArgumentError, match=r"one value\. Use generate_batch"):
+        getattr(mx.generation, function)("x", **arguments)
+
+
+@pytest.mark.parametrize("function", ["generate", "stream"])
+def test_lists_of_lists_are_for_a_batch_only(mx, function):
+    with pytest.raises(ArgumentError, match="stop: got"):
+        getattr(mx.generation, function)("x", stop=[["a"]])
+
+
 def test_fifty_calls_with_other_parameters_compile_nothing_after_the_first(mx, compilations):
     def call(index):
         mx.generation.generate(
@@ -253,6 +291,12 @@ WRONG = [
     ({"prompt": "word " * 9000}, "8191"),
     ({"model": "gpt-5"}, "loaded are"),
     ({"prompt": "\ud800"}, "surrogate"),
+    ({"prompt": "\ud800", "chat": True}, "surrogate"),
+    ({"prompt": [{"role": "user", "content": "\ud800"}], "chat": True}, "surrogate"),
+    ({"prompt": [{"role": "user", "content": [{"type": "text", "text": "\ud800"}]}], "chat": True}, "surrogate"),
+    ({"policy": {"constraints": {"stop_sequences": ["\ud800"]}}}, "surrogate"),
+    ({"policy": {"constraints": {"forbidden_terms": ["\ud800"]}}}, "surrogate"),
+    ({"logit_bias": {-1: 5.0}}, "token ids, 0 or more"),
 ]
 
 
@@ -294,6 +338,9 @@ def test_a_researchers_parts_made_for_another_model_are_refused_by_name(mx, own,
         {"prompts": ["a", None]},
         {"batch_size": 0},
         {"nonsense": 1},
+        {"model": ["a", "b"]},
+        {"details": [True, False]},
+        {"transform": [mechanex_jax.transforms.temperature(0.5)] * 2},
     ],
     ids=str,
 )

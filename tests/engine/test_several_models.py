@@ -132,6 +132,40 @@ def test_bad_input_is_refused_before_anything_compiles(mx, small, loaded, compil
         session._models.pop("other words")
 
 
+@pytest.fixture
+def short(mx, small):
+    """The second model with a context of 24 tokens."""
+    session = mx.runtime.default.session
+    static = dataclasses.replace(small.model.static, config=dataclasses.replace(small.model.spec, context=24))
+    other = dataclasses.replace(small, name="short", model=dataclasses.replace(small.model, static=static), fingerprint="short")
+    session._models = {"short": other, **session._models}
+    yield other
+    session._models.pop("short")
+
+
+@pytest.mark.parametrize(("max_tokens", "fits"), [(16, False), (128, False), (15, True)])
+def test_an_ensembles_member_is_never_run_past_its_context(mx, short, compilations, max_tokens, fits):
+    prompt = "one two three four five six seven eight nine"
+    assert len(short.tokenizer.encode(prompt)) == 9
+    arguments = {"sampling_method": "ensemble-sampling", "ensemble_models": ["short"], "max_tokens": max_tokens}
+
+    def ask():
+        with pytest.raises(ArgumentError, match="at most 24 in all, the context of the ensemble's member short"):
+            mx.generation.generate(prompt, **arguments)
+
+    if fits:
+        mx.generation.generate(prompt, **arguments)
+    else:
+        assert compilations(ask) == 0
+
+
+def test_a_draft_with_a_shorter_context_is_warned_of_and_changes_no_token(mx, short):
+    arguments = {"max_tokens": 30, "sampling_method": "top-k", "seed": 1}
+    with pytest.warns(UserWarning, match="short has a context of 24 tokens"):
+        text = mx.generation.generate("Hello", draft_model="short", **arguments)
+    assert text == mx.generation.generate("Hello", **arguments)
+
+
 def test_a_larger_draft_is_warned_of(mx, small, loaded):
     with pytest.warns(UserWarning, match="larger"):
         mx.generation.generate("Hello", model="small", draft_model=loaded.name, max_tokens=2, seed=1)

@@ -13,7 +13,7 @@ from sessions import observed, services, undecodable
 
 from mechanex_jax import loops
 from mechanex_jax.edits import parse_steering
-from mechanex_jax.errors import ArgumentError, ModelNotFoundError, NotLocalError
+from mechanex_jax.errors import ArgumentError, ModelNotFoundError, NotAcceptedError, NotLocalError
 from mechanex_jax.policy.sandbox.runner import TestResult
 from mechanex_jax.steering import Steering, activations
 
@@ -151,6 +151,57 @@ def test_unit_tests_reject_accept_and_time_out_through_a_runner_of_ones_own(load
     assert [event["winner_score"] for event in result["trace"]["retry_events"]] == pytest.approx([0.1, 0.1])
     assert result["trace"]["selection"]["uncontained"] == ["network"]
     assert all(tests == ("assert f() == 1",) and ms == 70 for _, tests, ms in seen)
+
+
+@pytest.fixture(scope="module")
+def failing(loaded):
+    """Services whose unit tests always fail."""
+    made = services(loaded)
+    made.policy.run_tests = lambda code, tests, timeout_ms: TestResult(False, "not right", False, ())
+    return made
+
+
+TESTED = {"code_unit_tests": ["assert f()"]}
+FAILING = {
+    "run": lambda made, **more: made.policy.run(PROMPT, {"verifiers": TESTED}, max_new_tokens=2, seed=0, **more)["output"],
+    "generate": lambda made, **more: made.generation.generate(PROMPT, 2, seed=0, **TESTED, **more),
+    "policy": lambda made, **more: made.generation.generate(PROMPT, 2, seed=0, policy={"verifiers": TESTED}, **more),
+    "stream": lambda made, **more: "".join(made.generation.stream(PROMPT, 2, seed=0, **TESTED, **more)),
+    "batch": lambda made, **more: made.generation.generate_batch([PROMPT] * 3, 2, seed=0, **TESTED, **more)[0],
+}
+
+
+@pytest.mark.parametrize("call", FAILING.values(), ids=FAILING)
+def test_a_call_in_which_nothing_passed_warns_or_raises(failing, call):
+    with pytest.warns(UserWarning, match=r"accepted; of the .*: unit_tests: not right.*on_failure=\"raise\"") as caught:
+        assert call(failing)
+    assert [warning.filename for warning in caught] == [__file__]
+    with pytest.raises(NotAcceptedError, match="unit_tests: not right") as error:
+        call(failing, on_failure="raise")
+    assert all("not right" in trace["failure"] for trace in error.value.details)
+    with pytest.raises(ArgumentError, match=r'on_failure: got .* expected "warn" or "raise"'):
+        call(failing, on_failure="ignore")
+
+
+def test_a_trace_says_whether_nothing_passed(failing, mx):
+    with pytest.warns(UserWarning, match=r"prompts\[0\]: None of 3 candidates was accepted.*and 1 more of 3 prompts"):
+        failing.generation.generate_batch(
+            [PROMPT] * 3, 2, best_of_n=[1, 1, 2], code_unit_tests=[["x"], ["x"], None], include_trace=True
+        )
+    failures = [trace["failure"] for trace in failing.generation.last_trace]
+    assert failures == ["None of 3 candidates was accepted; of the best: unit_tests: not right"] * 2 + [None]
+
+
+def test_only_the_rows_that_ask_for_an_error_raise(failing):
+    with pytest.raises(NotAcceptedError, match=r"prompts\[1\]") as error:
+        failing.generation.generate_batch([PROMPT] * 2, 2, on_failure=["warn", "raise"], **TESTED)
+    assert len(error.value.details) == 1
+
+
+def test_comparisons_and_evaluations_count_failures_without_a_warning(failing, recwarn):
+    failing.policy.compare(PROMPT, [{"verifiers": TESTED}], 2, seed=0)
+    assert failing.policy.evaluate([PROMPT], {"verifiers": TESTED}, max_new_tokens=2, seed=0)["fail_count"] == 1
+    assert not [warning for warning in recwarn if "accepted" in str(warning.message)]
 
 
 def test_code_from_generate_meets_its_tests_in_the_sandbox(mx):

@@ -23,6 +23,8 @@ import dataclasses
 
 import numpy as np
 
+from mechanex_jax.representation import short_repr
+
 DEAD = 0
 
 
@@ -43,6 +45,8 @@ class PushdownAutomaton:
       names: the rules' names, for messages.
       start: the first state; 0 if no text is accepted.
     """
+
+    __repr__ = short_repr
 
     classes: np.ndarray
     target: np.ndarray

@@ -119,6 +119,10 @@ class Constraint:
     bisections: int = rows.static()
     host: _Host = rows.static()
 
+    def __repr__(self) -> str:
+        count = getattr(self.start, "size", 1)
+        return f"Constraint({count} row{'s' * (count != 1)}, {len(self.block):,} states, {len(self.offsets) - 1:,} ids)"
+
     @property
     def compiled(self) -> CompiledConstraint:
         """The constraint on the host, if `mx.constraints.compile` made it.

@@ -107,6 +107,9 @@ class Tables:
     size: int
     stats: Mapping[str, float]
 
+    def __repr__(self) -> str:
+        return f"Tables({len(self.target):,} states, {len(self.masks):,} masks, {self.size:,} ids)"
+
     @functools.cached_property
     def minimum(self) -> int:
         """The least max_tokens with which a text is certain to be completed."""
