@@ -277,7 +277,8 @@ class Generation:
           voting: for "ensemble-sampling": "majority" of the members' tokens, or the "mean" or "product" of their distributions;
             between different tokenizers, of how likely each text is per byte.
           ensemble_weights: the loaded model's, then one for each of `ensemble_models`; None is equal weights.
-          transform: a LogitsTransform of your own, applied after the method's (see `mx.transforms`).
+          transform: a LogitsTransform of your own, applied after constraint, penalties and bias, and before temperature and
+            truncation (see `mx.transforms`). What is forbidden before it stays forbidden.
           edits: edits of your own, applied after the steering vectors (see `mx.edits`).
           details: return a `Completion` (text, tokens, logprobs, finish_reason) instead of the string.
 

@@ -6,13 +6,18 @@ the loop's body, the expensive part to compile, is the same for every prompt len
 
 from __future__ import annotations
 
+import warnings
+
+import numpy as np
+
 from mechanex_jax.edits import Edits
-from mechanex_jax.loops.carry import Carry, DecodeResult, Program, begin, result
+from mechanex_jax.loops.carry import Carry, DecodeResult, FinishReason, Program, begin, result
 from mechanex_jax.loops.chunks import advance
 from mechanex_jax.loops.inputs import IntPerRow, RowKeys, TokenIds, Tokens, decode_inputs
 from mechanex_jax.loops.language_model import LanguageModel
 from mechanex_jax.loops.stop_strings import StopTable
 from mechanex_jax.transforms import LogitsTransform
+from mechanex_jax.transforms.base import transform_names
 
 
 def start(
@@ -119,4 +124,15 @@ def decode(
         capacity=capacity,
         pad_id=pad_id,
     )
-    return result(finish(program, carry), pad_id)
+    decoded = result(finish(program, carry), pad_id)
+    warn_of_dead_ends(decoded, transform)
+    return decoded
+
+
+def warn_of_dead_ends(decoded: DecodeResult, transform: LogitsTransform | None) -> None:
+    """Warn where rows ended because no token was possible."""
+    dead = np.flatnonzero(decoded.finish_reason == FinishReason.DEAD_END).tolist()
+    if dead:
+        cause = "the model's logits" if transform is None else f"the transform {transform_names(transform)}, or the model"
+        message = f"finish_reason: dead_end in rows {dead}: every token was forbidden, or a logit was NaN, by {cause}."
+        warnings.warn(message, RuntimeWarning, stacklevel=3)
