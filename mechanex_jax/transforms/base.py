@@ -69,6 +69,10 @@ class Stateless:
 
 def transform_name(transform: object) -> str:
     """The name to call a transform by in messages: its class, or the function that it lifts."""
+    if isinstance(transform, Guarded):
+        return transform_name(transform.inner)
+    if isinstance(transform, Adopted):
+        return transform.cls.__name__
     if isinstance(transform, Lifted):
         return getattr(transform.fn, "__name__", "stateless")
     return type(transform).__name__
@@ -134,6 +138,38 @@ class Chain:
         return tuple(advance_checked(part, s, token, step) for part, s in zip(self.parts, state, strict=True))
 
 
+@rows.row_tree
+class Adopted(rows.SharedDataclass):
+    """A plain frozen dataclass with `init`, `apply` and `advance`."""
+
+    def init(self, prompt: Int32[Array, " T"], length: Token) -> object:
+        return self.instance().init(prompt, length)
+
+    def apply(self, state: object, logits: Logits, step: Step) -> Logits:
+        return self.instance().apply(state, logits, step)
+
+    def advance(self, state: object, token: Token, step: Step) -> object:
+        return self.instance().advance(state, token, step)
+
+
+def as_transform(transform: object) -> LogitsTransform:
+    """A transform as a row tree; a plain frozen dataclass becomes one, whose values all rows share.
+
+    Raises:
+      ArgumentError: it lacks one of `init`, `apply` and `advance`, or is neither.
+    """
+    if isinstance(transform, type) or not isinstance(transform, LogitsTransform):
+        raise expected(
+            "transform",
+            transform,
+            "a LogitsTransform (a row tree or frozen dataclass with init, apply and advance)",
+            "Lift a plain function with mx.transforms.stateless(fn, *scalars).",
+        )
+    if rows.is_row_tree(transform):
+        return transform
+    return Adopted(type(transform), *rows.split_dataclass(transform))
+
+
 def chain(*transforms: object) -> Chain:
     """Apply `transforms` in the order given; `chain()` is the identity.
 
@@ -144,20 +180,14 @@ def chain(*transforms: object) -> Chain:
     ['Truncation', 'LogitBias']
 
     Args:
-      *transforms: LogitsTransforms that are row trees.
+      *transforms: LogitsTransforms: row trees, or plain frozen dataclasses, whose values all rows share.
 
     Raises:
       ArgumentError: a part is not a LogitsTransform.
     """
     parts: list[LogitsTransform] = []
     for transform in transforms:
-        if not (rows.is_row_tree(transform) and isinstance(transform, LogitsTransform)):
-            raise expected(
-                "chain",
-                transform,
-                "LogitsTransforms (row trees with init, apply and advance)",
-                "Lift a plain function with mx.transforms.stateless(fn, *arrays).",
-            )
+        transform = as_transform(transform)
         for part in transform.parts if isinstance(transform, Chain) else (transform,):
             fuse = getattr(parts[-1], "fuse", None) if parts else None
             fused = None if fuse is None else fuse(part)
