@@ -20,6 +20,7 @@ from mechanex_jax.loops.stop_strings import StopTable
 from mechanex_jax.rows import Array
 from mechanex_jax.transforms import LogitsTransform, chain
 from mechanex_jax.transforms.base import as_transform
+from mechanex_jax.xla import relieve_mappings
 
 SMALLEST_CAPACITY = 256  # what is allocated but not used costs memory only, so short texts may share one program
 EOS_SLOTS = 8
@@ -173,6 +174,7 @@ def decode_inputs(
     Raises:
       ArgumentError: shapes that don't fit each other.
     """
+    relieve_mappings()
     model = unwrap(model)
     refuse_traced(prompt_tokens, prompt_lengths, max_new_tokens, transform, edits, key, model)
     tokens, lengths = padded_prompts(prompt_tokens, prompt_lengths, model.spec.vocabulary)
