@@ -13,7 +13,7 @@ import jax.monitoring
 import jaxlib
 
 FLAG = "--xla_cpu_experimental_ynn_fusion_type"
-# Versions that compute some fused reductions wrongly on CPUs (https://github.com/jax-ml/jax/issues/39103), or crash in them (39257).
+# Versions that compute some fused reductions wrongly on CPUs (https://github.com/jax-ml/jax/issues/39103), or crash.
 # Named one by one: XLA ends the process over a flag that it does not know.
 AFFECTED = ("0.10.2", "0.11.0")
 
@@ -75,7 +75,7 @@ class MappingGuard:
         if not self._warned:
             self._warned = True
             warnings.warn(
-                f"Compiled programs took {self._threshold} memory mappings or more, near the limit of Linux (vm.max_map_count). "
+                f"Compiled programs took {self._threshold} memory mappings, near the limit of Linux (vm.max_map_count). "
                 "They have been dropped, and compile again when needed.",
                 RuntimeWarning,
                 stacklevel=3,

@@ -98,8 +98,8 @@ def decode(
       transform: written for one row; its fields hold one value, or one per row. None is the identity.
       edits: an Edit or several, applied to the model's activations.
       stops: from `stop_table`, or None.
-      key: a key, of which row i uses fold_in(key, i), or B keys; those of `jax.random.PRNGKey` do too. Random numbers of a row depend on its key and its step
-        only, not on the batch around it.
+      key: a key, of which row i uses fold_in(key, i), or B keys; those of `jax.random.PRNGKey` do too. Random numbers of a row
+        depend on its key and its step only, not on the batch around it.
       max_new_tokens: one number or one per row [B]; traced.
       eos_ids: ids that end a row.
       capacity: cache positions to allocate; by default the next power of two that is enough.

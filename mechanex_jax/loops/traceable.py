@@ -54,8 +54,8 @@ def traceable_decode(
 ) -> DecodedArrays:
     """Generate as `decode` does, the same tokens for the same key, in one pure function with static shapes.
 
-    Everything but `max_new_tokens`, `eos_ids`, `pad_id` and the shapes may be traced: weights, prompts, the numbers in transforms
-    and edits, and keys. What is traced is not checked.
+    Everything but `max_new_tokens`, `eos_ids`, `pad_id` and the shapes may be traced: weights, prompts, the numbers in
+    transforms and edits, and keys. What is traced is not checked.
 
     >>> prompt, keys = jnp.array([[1, 2, 3]]), jax.random.split(jax.random.key(0), 2)
     >>> sample = lambda key: traceable_decode(toy(), prompt, None, None, key=key, max_new_tokens=4).tokens

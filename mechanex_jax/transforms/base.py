@@ -112,7 +112,9 @@ def advance_checked(transform: LogitsTransform[State], state: State, token: Toke
     following = transform.advance(state, token, step)
     if jax.tree.structure(following) != jax.tree.structure(state) or _shapes(following) != _shapes(state):
         shown, kept = (f"{_shapes(tree)} in {jax.tree.structure(tree)}" for tree in (following, state))
-        raise expected(f"transform {transform_name(transform)}.advance", Verbatim(shown), f"the state that init returns, {kept}")
+        raise expected(
+            f"transform {transform_name(transform)}.advance", Verbatim(shown), f"the state that init returns, {kept}"
+        )
     return following
 
 

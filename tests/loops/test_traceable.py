@@ -25,9 +25,9 @@ def test_the_twin_gives_the_tokens_of_decode_under_jit():
     transform = mx.transforms.chain(mx.transforms.temperature([0.9, 1.3]), mx.transforms.top_k(5))
     arguments = {"key": KEY, "max_new_tokens": 9, "eos_ids": (4,)}
     expected = decode(MODEL, PROMPTS, LENGTHS, transform, **arguments)
-    run = jax.jit(lambda model, tokens, lengths, key: traceable_decode(
-        model, tokens, lengths, transform, **{**arguments, "key": key}
-    ))
+    run = jax.jit(
+        lambda model, tokens, lengths, key: traceable_decode(model, tokens, lengths, transform, **{**arguments, "key": key})
+    )
     for one, other in zip(run(MODEL, PROMPTS, LENGTHS, KEY), expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-5)
 
