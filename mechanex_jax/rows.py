@@ -129,7 +129,7 @@ class SharedDataclass:
     constants: tuple[tuple[str, object], ...] = static()
     arrays: Mapping[str, Array] = shared()
 
-    def instance(self) -> Any:
+    def instance(self) -> object:
         """The dataclass with its traced values."""
         rebuilt = object.__new__(self.cls)  # __init__ and __post_init__ may check values, which are traced here
         for name, value in (*self.constants, *self.arrays.items()):

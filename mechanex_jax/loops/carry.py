@@ -115,9 +115,9 @@ def carry_of(
     )
 
 
-# One program, so that a cold start does not compile dozens of small ones. Unused weights are kept as inputs, so that the carry
-# is committed to their device from the start: else a prompt of one token, which needs no prefill, would compile the loop a second
-# time for its second chunk.
+# One program, so that a cold start does not compile dozens of small ones. Unused weights are kept as inputs, so that the
+# carry is committed to their device from the start: else a prompt of one token, which needs no prefill, would compile the loop
+# a second time for its second chunk.
 _carry_of = partial(jax.jit, keep_unused=True, donate_argnames="cache")(carry_of)
 
 

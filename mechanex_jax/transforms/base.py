@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -145,13 +145,13 @@ class Adopted(rows.SharedDataclass):
     """A plain frozen dataclass with `init`, `apply` and `advance`."""
 
     def init(self, prompt: Int32[Array, " T"], length: Token) -> object:
-        return self.instance().init(prompt, length)
+        return cast(LogitsTransform, self.instance()).init(prompt, length)
 
     def apply(self, state: object, logits: Logits, step: Step) -> Logits:
-        return self.instance().apply(state, logits, step)
+        return cast(LogitsTransform, self.instance()).apply(state, logits, step)
 
     def advance(self, state: object, token: Token, step: Step) -> object:
-        return self.instance().advance(state, token, step)
+        return cast(LogitsTransform, self.instance()).advance(state, token, step)
 
 
 def as_transform(transform: object) -> LogitsTransform:
