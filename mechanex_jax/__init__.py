@@ -5,10 +5,15 @@ mx.load()
 text = mx.generation.generate("The capital of France is", sampling_method="top-p")
 """
 
-from mechanex_jax import constraints, edits, errors, generation, loops, policy, runtime, steering, transforms
-from mechanex_jax.engine.request import Completion
-from mechanex_jax.loops.forward import forward
-from mechanex_jax.runtime import Mechanex
+from mechanex_jax import xla
+
+xla.avoid_wrong_reductions()  # before anything below can start a backend
+xla.mapping_guard()
+
+from mechanex_jax import constraints, edits, errors, generation, loops, policy, runtime, steering, transforms  # noqa: E402
+from mechanex_jax.engine.request import Completion  # noqa: E402
+from mechanex_jax.loops.forward import forward  # noqa: E402
+from mechanex_jax.runtime import Mechanex  # noqa: E402
 
 __version__ = "0.1.0"
 

@@ -290,7 +290,8 @@ class Generation:
           ensemble_weights: the loaded model's, then one for each of `ensemble_models`; None is equal weights.
           on_failure: where no candidate of a policy, or of a call with `code_unit_tests`, is accepted: "warn" returns the best
             of them with a warning, "raise" raises NotAcceptedError.
-          transform: a LogitsTransform of your own, applied after the method's (see `mx.transforms`).
+          transform: a LogitsTransform of your own, applied after constraint, penalties and bias, and before temperature and
+            truncation (see `mx.transforms`). What is forbidden before it stays forbidden.
           edits: edits of your own, one or a list, applied in their order after the steering vectors (see `mx.edits`).
           details: return a `Completion` (text, tokens, logprobs, finish_reason) instead of the string.
 

@@ -118,6 +118,55 @@ def _kinds(cls: type) -> Mapping[str, _Row | _Kind]:
     return cls.__row_kinds__  # type: ignore[attr-defined]
 
 
+@row_tree
+class SharedDataclass:
+    """A plain frozen dataclass as a row tree: all rows share its values, methods are called on a rebuilt instance.
+
+    Attributes:
+      cls: the dataclass.
+      constants: (name, value) of the fields that are neither floats nor arrays; they belong to the compile key.
+      arrays: the other fields by their names; traced.
+    """
+
+    cls: type = static()
+    constants: tuple[tuple[str, object], ...] = static()
+    arrays: Mapping[str, Array] = shared()
+
+    def instance(self) -> object:
+        """The dataclass with its traced values."""
+        rebuilt = object.__new__(self.cls)  # __init__ and __post_init__ may check values, which are traced here
+        for name, value in (*self.constants, *self.arrays.items()):
+            object.__setattr__(rebuilt, name, value)
+        return rebuilt
+
+
+def split_dataclass(value: object) -> tuple[tuple[tuple[str, object], ...], dict[str, Array]]:
+    """The fields of a plain frozen dataclass for `SharedDataclass`: its constants, and its floats and arrays.
+
+    Raises:
+      ArgumentError: not an instance of a frozen dataclass, or a field that is neither a float, an array nor hashable.
+    """
+    name = type(value).__name__
+    if not dataclasses.is_dataclass(value) or isinstance(value, type) or not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        raise expected(name, value, "a frozen dataclass", "Write @row_tree (from mechanex_jax.rows) above the class.")
+    constants: list[tuple[str, object]] = []
+    arrays: dict[str, Array] = {}
+    for field in dataclasses.fields(value):
+        content = getattr(value, field.name)
+        if isinstance(content, float | np.floating):
+            arrays[field.name] = as_field(content)
+        elif isinstance(content, jax.Array | np.ndarray):
+            arrays[field.name] = content
+        else:
+            try:
+                hash(content)
+            except TypeError as error:
+                action = "Make it an array or a tuple; or declare its fields with @row_tree (from mechanex_jax.rows)."
+                raise expected(f"{name}.{field.name}", content, "a float, an array or a hashable value", action) from error
+            constants.append((field.name, content))
+    return tuple(constants), arrays
+
+
 def neutral_values(cls: type) -> dict[str, float]:
     """The neutral value of every row field of a row tree that declares one, in the order of the fields."""
     return {name: kind.neutral for name, kind in _kinds(cls).items() if isinstance(kind, _Row) and kind.neutral is not None}

@@ -18,7 +18,7 @@ ROOT = Path(mechanex_jax.__file__).parent
 
 # From the bottom up: a folder or file may import those of its own line and those below.
 LAYERS = [
-    {"errors", "progress", "representation", "warning"},
+    {"errors", "progress", "representation", "warning", "xla"},
     {"rows", "tokenization", "signatures", "storage", "validation"},
     {"transforms", "edits", "constraints"},
     {"loops", "architectures", "checkpoints"},

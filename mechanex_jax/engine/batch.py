@@ -22,7 +22,9 @@ from mechanex_jax.loops import DecodeResult, FinishReason, stop_table
 from mechanex_jax.loops.prefill import bucket
 from mechanex_jax.tokenization.detokenizer import Detokenizer
 from mechanex_jax.transforms import LogitsTransform
+from mechanex_jax.transforms.base import Guarded, transform_names
 from mechanex_jax.transforms.truncation import truncation_rows
+from mechanex_jax.warning import warn
 
 
 def _transform(loaded: LoadedModel, requests: Sequence[Request], user: LogitsTransform | None) -> LogitsTransform:
@@ -47,14 +49,14 @@ def _transform(loaded: LoadedModel, requests: Sequence[Request], user: LogitsTra
         parts.append(transforms.logit_bias(bias))
     if any(c.min_tokens for c in configs):
         parts.append(transforms.min_new_tokens([c.min_tokens for c in configs], loaded.tokenizer.eos_ids))
+    if user is not None:  # as custom logits processors in `transformers`: what follows acts on its output
+        parts.append(Guarded(user))
     parts.append(truncation_rows([config.values(config.method.truncation) for config in configs]))
     if any(config.method.subset for config in configs):
         # The truncation before has divided by the temperature already.
         subsets = [{**NEUTRAL_SUBSET, **config.values(config.method.subset)} for config in configs]
         columns = {name: [subset[name] for subset in subsets] for name in NEUTRAL_SUBSET}
         parts.append(transforms.determinantal(loaded.directions, **columns))
-    if user is not None:
-        parts.append(user)
     return transforms.chain(*parts)
 
 
@@ -121,6 +123,7 @@ class Batch:
         trace: Mapping[str, object] | None = None,
     ) -> Completion:
         """A row's text from its arrays without their padding."""
+        self.warn_of_dead_end(row, reason)
         ids = tuple(tokens.tolist())
         text = self.detokenizer(row).push(ids, last=True)
         return Completion(text, ids, tuple(logprobs.tolist()), FinishReason(reason).name.lower(), trace or {})
@@ -133,6 +136,26 @@ class Batch:
             self.completion(row, result.tokens[row, :n], result.logprobs[row, :n], result.finish_reason[row], trace(row))
             for row, n in enumerate(result.lengths[: len(self.requests)])
         ]
+
+    def warn_of_dead_end(self, row: int, reason: int) -> None:
+        """Warn where a row ended because no token was possible, naming what may have forbidden them all."""
+        if reason != FinishReason.DEAD_END:
+            return
+        request, config = self.requests[row], self.requests[row].config
+        causes = {
+            "its constraint": request.constraint is not None,
+            "forbidden_terms": request.forbidden is not None,
+            "logit_bias": any(value == -np.inf for value in (config.logit_bias or {}).values()),
+            "min_tokens": bool(config.min_tokens),
+            f"the transform {transform_names(self.transform)}": self.transform is not None,
+            "its edits or steering": bool(self.edits) or request.steering is not None,
+        }
+        candidates = [name for name, present in causes.items() if present] or ["the model, whose logits are not finite"]
+        warn(
+            f"finish_reason='dead_end' in row {row}: every token was forbidden, or a logit was NaN. "
+            f"Possible causes: {', '.join(candidates)}.",
+            RuntimeWarning,
+        )
 
     def detokenizer(self, row: int) -> Detokenizer:
         """A fresh detokenizer with the stop strings of a row."""

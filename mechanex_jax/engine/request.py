@@ -75,7 +75,7 @@ class Completion:
       tokens: ids generated, an end-of-sequence id and the tokens of a stop string included; of an ensemble with several
         tokenizers, in that of the member whose text was chosen.
       logprobs: of each token, under the model itself (temperature 1, before any transform).
-      finish_reason: "eos", "stop", "length", or "dead_end" where every token was forbidden.
+      finish_reason: "eos", "stop", "length", or "dead_end" where every token was forbidden or a logit was NaN.
       trace: what the method has to tell besides; for beam search the other hypotheses.
     """
 

@@ -35,7 +35,8 @@ def run(
     Args:
       loaded: the model.
       requests: any number of rows; their methods may differ.
-      transform: a LogitsTransform to apply after the method's; its fields hold one value or one per request.
+      transform: a LogitsTransform to apply after constraint, penalties and bias, before temperature and truncation;
+        its fields hold one value or one per request.
       edits: edits to apply after the steering vectors.
       micro_batch: rows of a loop that decode together; memory is bounded by it.
       on_rows: called with the indices and completions of each micro-batch as it ends.

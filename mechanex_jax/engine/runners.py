@@ -49,14 +49,16 @@ def _stream_autoregressive(runner: Runner, batch: Batch) -> Iterator[str]:
 def _pieces(batch: Batch, carries: Iterable[loops.Carry]) -> Iterator[str]:
     """The text of a batch of one row, piece by piece."""
     detokenizer, seen, prompt = batch.detokenizer(0), 0, len(batch.requests[0].tokens)
+    reason = int(loops.FinishReason.RUNNING)
     for latest in carries:
         length = int(latest.generated[0])
         tokens = np.asarray(latest.tokens[0])[prompt + seen : prompt + length]
-        seen = length
+        seen, reason = length, int(latest.finish[0])
         if piece := detokenizer.push(tokens):
             yield piece
     if piece := detokenizer.push((), last=True):
         yield piece
+    batch.warn_of_dead_end(0, reason)
 
 
 def _beam(batch: Batch) -> list[Completion]:

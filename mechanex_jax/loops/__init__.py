@@ -20,11 +20,13 @@ from mechanex_jax.loops.speculative import (
 )
 from mechanex_jax.loops.step import decode_chunk
 from mechanex_jax.loops.stop_strings import StopTable, stop_table
+from mechanex_jax.loops.traceable import DecodedArrays, traceable_decode
 
 __all__ = [
     "BeamResult",
     "Carry",
     "DecodeResult",
+    "DecodedArrays",
     "DraftLengthController",
     "Drafter",
     "Ensemble",
@@ -55,4 +57,5 @@ __all__ = [
     "speculative_stats",
     "start",
     "stop_table",
+    "traceable_decode",
 ]

@@ -31,10 +31,7 @@ def broadcast(inputs: DecodeInputs, copies: int = 1) -> tuple[LogitsTransform, t
     return rows.broadcast_rows(trees, batch * copies)
 
 
-# Unused weights are kept as inputs, so that the carry is committed to their device from the start: else a prompt of one token,
-# which needs no prefill, would compile the loop a second time for its second chunk.
-@partial(jax.jit, keep_unused=True, donate_argnames="cache")
-def _carry_of(
+def carry_of(
     program: Program,
     cache: ModelCache,
     history: Int32[jax.Array, "B T"],
@@ -43,7 +40,7 @@ def _carry_of(
     key: RowKeys,
     eos_ids: Int32[jax.Array, " E"],
 ) -> Carry:
-    """The carry after prefill. One program, so that a cold start does not compile dozens of small ones."""
+    """The carry after prefill."""
     batch, capacity = history.shape
     keys = key if key.ndim else jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch))
     return Carry(
@@ -59,6 +56,12 @@ def _carry_of(
         finish=jnp.where(max_new > 0, jnp.int32(FinishReason.RUNNING), jnp.int32(FinishReason.LENGTH)),
         logprobs=jnp.zeros((batch, capacity), jnp.float32),
     )
+
+
+# One program, so that a cold start does not compile dozens of small ones. Unused weights are kept as inputs, so that the
+# carry is committed to their device from the start: else a prompt of one token, which needs no prefill, would compile the loop
+# a second time for its second chunk.
+_carry_of = partial(jax.jit, keep_unused=True, donate_argnames="cache")(carry_of)
 
 
 def begin(inputs: DecodeInputs) -> tuple[Program, Carry]:

@@ -17,6 +17,7 @@ from mechanex_jax.errors import expected
 from mechanex_jax.loops.inputs import Tokens, Whole
 from mechanex_jax.loops.language_model import LanguageModel, ModelHandle, logits_of, unwrap
 from mechanex_jax.rows import Array
+from mechanex_jax.xla import relieve_mappings
 
 if TYPE_CHECKING:
     _TokensOfForward: TypeAlias = Tokens | Integer[Array, " S"] | Sequence[Whole]
@@ -77,6 +78,7 @@ def forward(
     Raises:
       ArgumentError: tokens of another rank, outside the vocabulary or too many, lengths that don't fit, an unknown site.
     """
+    relieve_mappings()
     model = unwrap(model)
     ids = np.asarray(tokens)
     batch = ids[None] if ids.ndim == 1 else ids

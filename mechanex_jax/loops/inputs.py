@@ -7,27 +7,31 @@ from collections.abc import Sequence
 from typing import TypeAlias, TypedDict
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int32, Integer, Key
+from jaxtyping import Int32, Integer, Key, UInt32
 
 from mechanex_jax.edits import Edit, Edits, check
-from mechanex_jax.errors import expected
-from mechanex_jax.loops.language_model import LanguageModel
+from mechanex_jax.errors import Verbatim, expected
+from mechanex_jax.loops.language_model import LanguageModel, ModelHandle, unwrap
 from mechanex_jax.loops.prefill import bucket, prefill_positions
 from mechanex_jax.loops.stop_strings import StopTable
 from mechanex_jax.rows import Array
 from mechanex_jax.transforms import LogitsTransform, chain
+from mechanex_jax.transforms.base import as_transform
+from mechanex_jax.xla import relieve_mappings
 
 SMALLEST_CAPACITY = 256  # what is allocated but not used costs memory only, so short texts may share one program
-_EOS_SLOTS = 8
+EOS_SLOTS = 8
 
 # What a caller may pass; behind `decode_inputs` it is NumPy's, of one dtype.
 Whole: TypeAlias = int | np.integer
 Number: TypeAlias = float | np.number
-Tokens: TypeAlias = Integer[Array, "B S"] | Sequence[Sequence[Whole]]
+Tokens: TypeAlias = Integer[Array, "B S"] | Sequence[Sequence[Whole]] | Sequence[Integer[Array, " S"]]
 IntPerRow: TypeAlias = Whole | Integer[Array, ""] | Integer[Array, "#B"] | Sequence[Whole]
 TokenIds: TypeAlias = Integer[Array, " E"] | Sequence[Whole]
 RowKeys: TypeAlias = Key[jax.Array, ""] | Key[jax.Array, " B"]
+AnyKeys: TypeAlias = RowKeys | UInt32[Array, " N"] | UInt32[Array, "B N"]  # typed keys, or those of `jax.random.PRNGKey`
 
 
 class SharedArguments(TypedDict, total=False):
@@ -68,15 +72,79 @@ class DecodeInputs:
     eos_ids: Int32[np.ndarray, " E"]
 
 
+def refuse_traced(*trees: object) -> None:
+    """Raise where an argument is traced: the loops look at their arguments on the host.
+
+    Raises:
+      ArgumentError: the caller is inside `jax.jit`, `jax.vmap` or another transformation.
+    """
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees)):
+        raise expected(
+            "decode",
+            Verbatim("traced arguments"),
+            "arrays with values, outside of jax.jit and jax.vmap",
+            "Inside of them, use mx.loops.traceable_decode.",
+        )
+
+
+def typed_keys(key: AnyKeys) -> RowKeys:
+    """Typed keys, from those of `jax.random.PRNGKey` (uint32) too.
+
+    Raises:
+      ArgumentError: no keys.
+    """
+    array = key if isinstance(key, jax.Array) else np.asarray(key)
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        return array
+    words = jax.eval_shape(jax.random.key_data, jax.eval_shape(lambda: jax.random.key(0))).shape
+    if array.dtype != np.uint32 or array.ndim > 2 or array.shape[-1:] != words:
+        raise expected("key", Verbatim(f"{array.dtype} {array.shape}"), "random keys", "Make one with jax.random.key(seed).")
+    return jax.random.wrap_key_data(jnp.asarray(array))
+
+
+def padded_prompts(
+    tokens: Tokens, lengths: IntPerRow | None, vocabulary: int
+) -> tuple[Int32[np.ndarray, "B S"], Int32[np.ndarray, " B"]]:
+    """Prompts in one array, padded on the right, and their lengths; rows of a list may differ in length.
+
+    Raises:
+      ArgumentError: no batch of whole numbers, lengths that don't fit, or an id outside the vocabulary.
+    """
+    own = None
+    if isinstance(tokens, Sequence) and all(np.ndim(row) == 1 for row in tokens) and len({len(row) for row in tokens}) > 1:
+        own = np.array([len(row) for row in tokens], np.int32)
+        kinds = {np.asarray(row).dtype.kind for row in tokens if len(row)}
+        ids = np.zeros((len(tokens), int(own.max())), np.int32 if kinds <= {"i", "u"} else np.float32)
+        for row, values in enumerate(tokens):
+            ids[row, : len(values)] = values
+    else:
+        ids = np.asarray(tokens)
+    if ids.ndim != 2:
+        raise expected("prompt_tokens", ids.shape, "two axes [B, S]", "Put a single prompt into a list.")
+    if ids.size and ids.dtype.kind not in "iu":
+        raise expected("prompt_tokens", ids.dtype.name, "whole numbers: token ids")
+    batch, longest = ids.shape
+    most = np.full(batch, longest, np.int32) if own is None else own
+    counts = np.broadcast_to(np.asarray(most if lengths is None else lengths, np.int32), batch)
+    if np.any(counts < 1) or np.any(counts > most):
+        allowed = f"1 to {longest} tokens in every row" if own is None else f"at least 1 and at most {own.tolist()}"
+        raise expected("prompt_lengths", counts.tolist(), allowed)
+    real = ids[np.arange(longest) < counts[:, None]]
+    if real.size and (real.min() < 0 or real.max() >= vocabulary):
+        ends = [int(real.min()), int(real.max())]
+        raise expected("prompt_tokens", ends, f"ids from 0 to {vocabulary - 1}", "Encode the text with this model's tokenizer.")
+    return ids.astype(np.int32), counts
+
+
 def decode_inputs(
-    model: LanguageModel,
+    model: LanguageModel | ModelHandle,
     prompt_tokens: Tokens,
-    prompt_lengths: IntPerRow,
+    prompt_lengths: IntPerRow | None,
     transform: LogitsTransform | None,
     *,
     edits: Edits = None,
     stops: StopTable | None = None,
-    key: RowKeys,
+    key: AnyKeys,
     max_new_tokens: IntPerRow,
     eos_ids: TokenIds = (),
     capacity: int | None = None,
@@ -88,17 +156,15 @@ def decode_inputs(
     Raises:
       ArgumentError: shapes that don't fit each other.
     """
-    tokens = np.asarray(prompt_tokens, np.int32)
-    if tokens.ndim != 2:
-        raise expected("prompt_tokens", tokens.shape, "two axes [B, S]")
-    batch = len(tokens)
-    lengths = np.broadcast_to(np.asarray(prompt_lengths, np.int32), batch)
-    if lengths.min(initial=1) < 1 or lengths.max(initial=1) > tokens.shape[1]:
-        raise expected("prompt_lengths", lengths.tolist(), f"1 to {tokens.shape[1]} tokens in every row")
+    relieve_mappings()
+    model = unwrap(model)
+    refuse_traced(prompt_tokens, prompt_lengths, max_new_tokens, transform, edits, key, model)
+    tokens, lengths = padded_prompts(prompt_tokens, prompt_lengths, model.spec.vocabulary)
+    batch, key = len(tokens), typed_keys(key)
     max_new = np.broadcast_to(np.asarray(max_new_tokens, np.int32), batch)
     if max_new.min(initial=0) < 0:
         raise expected("max_new_tokens", max_new.tolist(), "0 or more in every row")
-    eos = np.full(max(len(eos_ids), _EOS_SLOTS), -1, np.int32)
+    eos = np.full(max(len(eos_ids), EOS_SLOTS), -1, np.int32)
     eos[: len(eos_ids)] = eos_ids
     # Prefill writes whole chunks, padding included, and the loop writes one position beyond the last token.
     longest = int(lengths.max(initial=1))
@@ -116,5 +182,5 @@ def decode_inputs(
     history = np.full((batch, capacity), pad_id, np.int32)
     real = np.arange(tokens.shape[1]) < lengths[:, None]
     history[:, : tokens.shape[1]] = np.where(real, tokens, pad_id)[:, :capacity]
-    transform = chain() if transform is None else transform
+    transform = chain() if transform is None else as_transform(transform)
     return DecodeInputs(model, history, lengths, transform, checked_edits, stops, key, max_new, eos)

@@ -23,7 +23,7 @@ def bucket(size: int, smallest: int) -> int:
     return max(smallest, 1 << max(size - 1, 0).bit_length())
 
 
-def _chunks(length: int) -> list[int]:
+def chunk_sizes(length: int) -> list[int]:
     """Sizes of the calls that prefill `length` tokens: whole chunks, then one bucket for the rest."""
     whole, rest = divmod(length, PREFILL_CHUNK)
     return [PREFILL_CHUNK] * whole + ([bucket(rest, SMALLEST_PREFILL)] if rest else [])
@@ -31,7 +31,7 @@ def _chunks(length: int) -> list[int]:
 
 def prefill_positions(length: int) -> int:
     """How many positions of a cache are written when `length` tokens are prefilled: whole chunks, padding included."""
-    return sum(_chunks(length))
+    return sum(chunk_sizes(length))
 
 
 @partial(jax.jit, static_argnames=("batch", "capacity"))
@@ -99,7 +99,7 @@ def prefill(
     shared = len(first) < batch
     edits_of_rows = rows.take_rows(on_host, first.tolist(), batch) if shared else on_device
     cache, at = _empty(model, len(first), capacity), 0
-    for size in _chunks(longest - 1):
+    for size in chunk_sizes(longest - 1):
         valid = np.clip(lengths[first] - 1 - at, 0, size).astype(np.int32)
         cache = _extend(model, edits_of_rows, cache, history[first, at : at + size], valid, lengths[first])
         wait(jax.tree.leaves(cache)[0])

@@ -63,6 +63,11 @@ def select_rows(flags: Bool[jax.Array, " R"], new: TreeT, old: TreeT) -> TreeT:
     return jax.tree.map(lambda n, o: jnp.where(over(n), n, o), new, old)
 
 
+def is_dead_end(logits: Float32[jax.Array, "*R V"]) -> Bool[jax.Array, "*R"]:
+    """Whether no token can be drawn: all logits are -inf, or one is NaN."""
+    return ~(jnp.max(logits, axis=-1) > -jnp.inf)  # a maximum over NaN is NaN
+
+
 def finish_reason(
     dead: Bool[jax.Array, "*R"], eos: Bool[jax.Array, "*R"], stopped: Bool[jax.Array, "*R"], full: Bool[jax.Array, "*R"]
 ) -> Int32[jax.Array, "*R"]:
@@ -97,11 +102,11 @@ def append(
 
     Args:
       raw: the model's own logits.
-      logits: after the transform; a live row without a finite one is a dead end and gets no token.
+      logits: after the transform; a live row that `is_dead_end` gets no token.
       step: where the rows stood when the token was chosen.
     """
     transform, stops = program.transform, program.stops
-    dead = jnp.max(logits, axis=-1) == -jnp.inf
+    dead = is_dead_end(logits)
     logprob = logprobs_of(raw, token)
     moves = live & ~dead
     advanced = advance_rows(transform, carry.transform_state, token, step)

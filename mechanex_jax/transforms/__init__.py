@@ -1,6 +1,7 @@
 """Transforms of logits: the protocol, how to compose them, and a factory per method.
 
-Order in a step: constraint mask, penalties and bias, temperature, top-k, top-p, min-p, typical, epsilon, then the draw.
+Order in a step: constraint mask, penalties and bias, your own transform, then temperature,
+top-k, top-p, min-p, typical, epsilon, then the draw.
 """
 
 from mechanex_jax.rows import nested, row, row_tree, shared, static

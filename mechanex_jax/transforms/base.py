@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Float32, Int32, Key
 
 from mechanex_jax import rows
-from mechanex_jax.errors import expected
+from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.rows import Array, PerRow
 
 State = TypeVar("State")
@@ -66,6 +67,57 @@ class Stateless:
         return ()
 
 
+def transform_name(transform: object) -> str:
+    """The name to call a transform by in messages: its class, or the function that it lifts."""
+    if isinstance(transform, Guarded):
+        return transform_name(transform.inner)
+    if isinstance(transform, Adopted):
+        return transform.cls.__name__
+    if isinstance(transform, Lifted):
+        return getattr(transform.fn, "__name__", "stateless")
+    return type(transform).__name__
+
+
+def transform_names(transform: object) -> str:
+    """The names of a transform's parts, in their order."""
+    parts = transform.parts if isinstance(transform, Chain) else (transform,)
+    return ", ".join(transform_name(part) for part in parts)
+
+
+def _shapes(tree: object) -> str:
+    leaves = [f"{leaf.dtype}{list(leaf.shape)}" for leaf in map(jnp.asarray, jax.tree.leaves(tree))]
+    return ", ".join(leaves) or "nothing"
+
+
+def apply_checked(transform: LogitsTransform[State], state: State, logits: Logits, step: Step) -> Logits:
+    """`apply`, whose output is checked for shape and dtype when it is traced.
+
+    Raises:
+      ArgumentError: it returned something else than float32 logits, one for each token.
+    """
+    output = transform.apply(state, logits, step)
+    if getattr(output, "shape", None) != logits.shape or getattr(output, "dtype", None) != jnp.float32:
+        shown = _shapes(output) if hasattr(output, "dtype") else f"a {type(output).__name__}"
+        shape = f"float32{list(logits.shape)}, one logit for each token of the vocabulary"
+        raise expected(f"transform {transform_name(transform)}.apply", Verbatim(shown), shape)
+    return jnp.asarray(output)
+
+
+def advance_checked(transform: LogitsTransform[State], state: State, token: Token, step: Step) -> State:
+    """`advance`, whose output is checked against the state before when it is traced.
+
+    Raises:
+      ArgumentError: the state changed its structure, a shape or a dtype.
+    """
+    following = transform.advance(state, token, step)
+    if jax.tree.structure(following) != jax.tree.structure(state) or _shapes(following) != _shapes(state):
+        shown, kept = (f"{_shapes(tree)} in {jax.tree.structure(tree)}" for tree in (following, state))
+        raise expected(
+            f"transform {transform_name(transform)}.advance", Verbatim(shown), f"the state that init returns, {kept}"
+        )
+    return following
+
+
 @rows.row_tree
 class Chain:
     """Transforms applied one after the other, each with a state of its own. The empty chain is the identity.
@@ -81,11 +133,43 @@ class Chain:
 
     def apply(self, state: tuple[object, ...], logits: Logits, step: Step) -> Logits:
         for part, part_state in zip(self.parts, state, strict=True):
-            logits = part.apply(part_state, logits, step)
+            logits = apply_checked(part, part_state, logits, step)
         return logits
 
     def advance(self, state: tuple[object, ...], token: Token, step: Step) -> tuple[object, ...]:
-        return tuple(part.advance(s, token, step) for part, s in zip(self.parts, state, strict=True))
+        return tuple(advance_checked(part, s, token, step) for part, s in zip(self.parts, state, strict=True))
+
+
+@rows.row_tree
+class Adopted(rows.SharedDataclass):
+    """A plain frozen dataclass with `init`, `apply` and `advance`."""
+
+    def init(self, prompt: Int32[Array, " T"], length: Token) -> object:
+        return cast(LogitsTransform, self.instance()).init(prompt, length)
+
+    def apply(self, state: object, logits: Logits, step: Step) -> Logits:
+        return cast(LogitsTransform, self.instance()).apply(state, logits, step)
+
+    def advance(self, state: object, token: Token, step: Step) -> object:
+        return cast(LogitsTransform, self.instance()).advance(state, token, step)
+
+
+def as_transform(transform: object) -> LogitsTransform:
+    """A transform as a row tree; a plain frozen dataclass becomes one, whose values all rows share.
+
+    Raises:
+      ArgumentError: it lacks one of `init`, `apply` and `advance`, or is neither.
+    """
+    if isinstance(transform, type) or not isinstance(transform, LogitsTransform):
+        raise expected(
+            "transform",
+            transform,
+            "a LogitsTransform (a row tree or frozen dataclass with init, apply and advance)",
+            "Lift a plain function with mx.transforms.stateless(fn, *scalars).",
+        )
+    if rows.is_row_tree(transform):
+        return transform
+    return Adopted(type(transform), *rows.split_dataclass(transform))
 
 
 def chain(*transforms: object) -> Chain:
@@ -98,20 +182,14 @@ def chain(*transforms: object) -> Chain:
     ['Truncation', 'LogitBias']
 
     Args:
-      *transforms: LogitsTransforms that are row trees.
+      *transforms: LogitsTransforms: row trees, or plain frozen dataclasses, whose values all rows share.
 
     Raises:
       ArgumentError: a part is not a LogitsTransform.
     """
     parts: list[LogitsTransform] = []
     for transform in transforms:
-        if not (rows.is_row_tree(transform) and isinstance(transform, LogitsTransform)):
-            raise expected(
-                "chain",
-                transform,
-                "LogitsTransforms (row trees with init, apply and advance)",
-                "Lift a plain function with mx.transforms.stateless(fn, *arrays).",
-            )
+        transform = as_transform(transform)
         for part in transform.parts if isinstance(transform, Chain) else (transform,):
             fuse = getattr(parts[-1], "fuse", None) if parts else None
             fused = None if fuse is None else fuse(part)
@@ -165,6 +243,29 @@ def stateless(fn: Callable[..., Logits], *scalars: PerRow) -> Lifted:
     return Lifted(fn, tuple(_Scalar(rows.as_field(value)) for value in scalars))
 
 
+@rows.row_tree
+class Guarded:
+    """A caller's own transform behind a mask: tokens at -inf stay there, and a row with NaN has no token left.
+
+    Truncation would hide NaN; a function such as a soft cap would make a forbidden token possible again.
+
+    Attributes:
+      inner: the transform.
+    """
+
+    inner: LogitsTransform = rows.nested()
+
+    def init(self, prompt: Int32[Array, " T"], length: Token) -> object:
+        return self.inner.init(prompt, length)
+
+    def apply(self, state: object, logits: Logits, step: Step) -> Logits:
+        output = apply_checked(self.inner, state, logits, step)
+        return jnp.where(jnp.isneginf(logits) | jnp.any(jnp.isnan(output)), -jnp.inf, output)
+
+    def advance(self, state: object, token: Token, step: Step) -> object:
+        return advance_checked(self.inner, state, token, step)
+
+
 # The batch axis is added here and nowhere else. Every leaf of `state` and `step` has B in front.
 
 
@@ -179,10 +280,10 @@ def apply_rows(
 ) -> Float32[jax.Array, "B V"]:
     """`apply` for B rows."""
     axes = rows.row_axes(transform)
-    return jax.vmap(lambda t, *rest: t.apply(*rest), in_axes=(axes, 0, 0, 0))(transform, state, logits, step)
+    return jax.vmap(apply_checked, in_axes=(axes, 0, 0, 0))(transform, state, logits, step)
 
 
 def advance_rows(transform: LogitsTransform[State], state: State, token: Int32[Array, " B"], step: Step) -> State:
     """`advance` for B rows."""
     axes = rows.row_axes(transform)
-    return jax.vmap(lambda t, *rest: t.advance(*rest), in_axes=(axes, 0, 0, 0))(transform, state, token, step)
+    return jax.vmap(advance_checked, in_axes=(axes, 0, 0, 0))(transform, state, token, step)
