@@ -36,18 +36,18 @@ def _rest(count: int) -> list[str]:
     return [f"... {count} in all"] if count > _ITEMS else []
 
 
-def short_repr(instance: object) -> str:
+def short_repr(self: object) -> str:
     """The `repr` of a dataclass whose fields may be large: `Name(field=..., ...)`, each field by `short`."""
-    fields = [field.name for field in dataclasses.fields(instance) if field.repr]  # type: ignore[arg-type]
-    return f"{type(instance).__name__}({', '.join(f'{name}={short(getattr(instance, name))}' for name in fields)})"
+    fields = [field.name for field in dataclasses.fields(self) if field.repr]  # type: ignore[arg-type]
+    return f"{type(self).__name__}({', '.join(f'{name}={short(getattr(self, name))}' for name in fields)})"
 
 
-def changed_repr(instance: object) -> str:
+def changed_repr(self: object) -> str:
     """As `short_repr`, fields with their default left out."""
-    fields = [field for field in dataclasses.fields(instance) if field.repr]  # type: ignore[arg-type]
-    values = [(field.name, getattr(instance, field.name), field.default) for field in fields]
+    fields = [field for field in dataclasses.fields(self) if field.repr]  # type: ignore[arg-type]
+    values = [(field.name, getattr(self, field.name), field.default) for field in fields]
     shown = [f"{name}={short(value)}" for name, value, default in values if value is not default and not _same(value, default)]
-    return f"{type(instance).__name__}({', '.join(shown)})"
+    return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def _same(value: object, default: object) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import jax
 import jax.monitoring
-import jaxlib
+from jaxlib.version import __version__ as jaxlib_version
 
 from mechanex_jax.warning import warn
 
@@ -34,11 +34,11 @@ def backend_is_up() -> bool:
 def avoid_wrong_reductions() -> None:
     """Set a flag of XLA that avoids the reductions of affected versions; a value of the user's own stays."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib.__version__ not in AFFECTED or FLAG in flags:
+    if jaxlib_version not in AFFECTED or FLAG in flags:
         return
     if backend_is_up():
         warn(
-            f"jaxlib {jaxlib.__version__} computes some reductions wrongly on CPUs, and JAX has started already. Import "
+            f"jaxlib {jaxlib_version} computes some reductions wrongly on CPUs, and JAX has started already. Import "
             f"mechanex_jax before the first JAX computation, or set XLA_FLAGS={FLAG}=individual_dot.",
             RuntimeWarning,
         )
@@ -59,7 +59,7 @@ class MappingGuard:
         self._threshold, self._count, self._every = int(_SHARE * limit), count, every
         self._compiled, self._warned = 0, False
 
-    def on_duration(self, event: str, seconds: float, **details: str | int) -> None:
+    def on_duration(self, event: str, duration_secs: float, **kwargs: str | int) -> None:
         """Count a compilation: a listener of `jax.monitoring`."""
         if event == _COMPILED:
             self._compiled += 1

@@ -9,6 +9,7 @@ from typing import TypeAlias, TypedDict
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Int32, Integer, Key, UInt32
 
 from mechanex_jax.edits import Edit, Edits, check
@@ -78,7 +79,7 @@ def refuse_traced(*trees: object) -> None:
     Raises:
       ArgumentError: the caller is inside `jax.jit`, `jax.vmap` or another transformation.
     """
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees)):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(trees)):
         raise expected(
             "decode",
             Verbatim("traced arguments"),
@@ -111,12 +112,16 @@ def padded_prompts(
       ArgumentError: no batch of whole numbers, lengths that don't fit, or an id outside the vocabulary.
     """
     own = None
-    if isinstance(tokens, Sequence) and all(np.ndim(row) == 1 for row in tokens) and len({len(row) for row in tokens}) > 1:
+    if (
+        isinstance(tokens, Sequence)
+        and all(np.asarray(row).ndim == 1 for row in tokens)
+        and len({len(row) for row in tokens}) > 1
+    ):
         own = np.array([len(row) for row in tokens], np.int32)
         kinds = {np.asarray(row).dtype.kind for row in tokens if len(row)}
         ids = np.zeros((len(tokens), int(own.max())), np.int32 if kinds <= {"i", "u"} else np.float32)
         for row, values in enumerate(tokens):
-            ids[row, : len(values)] = values
+            ids[row, : len(values)] = np.asarray(values)
     else:
         ids = np.asarray(tokens)
     if ids.ndim != 2:

@@ -8,7 +8,7 @@ from typing import TypedDict, Unpack
 
 from mechanex_jax import edits
 from mechanex_jax.engine.config import GenerationConfig
-from mechanex_jax.engine.seeds import as_seed
+from mechanex_jax.engine.seeds import as_seed, fresh
 from mechanex_jax.errors import expected
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.progress import is_shown
@@ -110,7 +110,7 @@ class VectorMaker(SavedVectors):
                 raise expected(argument, value, "a string or None")
         if site not in edits.SITES:
             raise expected("site", site, f"one of {', '.join(edits.SITES)}")
-        seed = as_seed(seed)
+        seed = fresh(as_seed(seed))
         if answer_tokens is not None:
             integer(1)("answer_tokens", answer_tokens)
         flag("ended", ended)
@@ -203,7 +203,7 @@ class VectorMaker(SavedVectors):
         Raises:
           ArgumentError: a bad argument. MechanexError: not one generation was usable.
         """
-        seed = as_seed(seed)
+        seed = fresh(as_seed(seed))
         with progress_bar("Writing pairs", enabled=is_shown(progress), unit="pairs") as report:
 
             def write(prompts: Sequence[str], config: GenerationConfig, seeds: Sequence[int]) -> Sequence[str]:

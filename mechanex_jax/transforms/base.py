@@ -280,10 +280,12 @@ def apply_rows(
 ) -> Float32[jax.Array, "B V"]:
     """`apply` for B rows."""
     axes = rows.row_axes(transform)
-    return jax.vmap(apply_checked, in_axes=(axes, 0, 0, 0))(transform, state, logits, step)
+    return jax.vmap(lambda t, s, x, at: apply_checked(t, s, x, at), in_axes=(axes, 0, 0, 0))(transform, state, logits, step)
 
 
 def advance_rows(transform: LogitsTransform[State], state: State, token: Int32[Array, " B"], step: Step) -> State:
     """`advance` for B rows."""
     axes = rows.row_axes(transform)
-    return jax.vmap(advance_checked, in_axes=(axes, 0, 0, 0))(transform, state, token, step)
+    return jax.vmap(lambda t, s, token, at: advance_checked(t, s, token, at), in_axes=(axes, 0, 0, 0))(
+        transform, state, token, step
+    )
