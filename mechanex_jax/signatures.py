@@ -46,7 +46,8 @@ def similar_argument(name: str, known: Collection[str]) -> str | None:
     if near:
         return near[0]
     # A misspelt synonym: "max_new_token".
-    for synonym in difflib.get_close_matches(name, sorted({synonym for group in _SYNONYMS for synonym in group}), n=1):
+    others = sorted({synonym for group in _SYNONYMS for synonym in group} - {name})
+    for synonym in difflib.get_close_matches(name, others, n=1) if not any(name in group for group in _SYNONYMS) else ():
         return similar_argument(synonym, known)
     return None
 
@@ -66,7 +67,10 @@ def check_keywords(function: str, names: Iterable[str], known: Collection[str]) 
 
 def suggests_arguments(function: Callable[P, R]) -> Callable[P, R]:
     """Decorate a function so that a keyword argument which it does not have is answered with the one probably meant."""
-    known = [name for name in inspect.signature(function).parameters if name != "self"]
+    parameters = inspect.signature(function).parameters
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return function  # it checks the names itself, or passes them on to what does
+    known = [name for name in parameters if name != "self"]
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:

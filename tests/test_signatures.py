@@ -8,6 +8,7 @@ import pytest
 
 import mechanex_jax as mx
 from mechanex_jax.errors import MechanexError, UnexpectedArgumentError
+from mechanex_jax.signatures import similar_argument
 
 GENERATE = [mx.generation.generate, mx.generation.generate_batch, mx.generation.stream]
 POLICY = [mx.policy.run, mx.policy.compare, mx.policy.evaluate, mx.policy.auto_tune]
@@ -60,3 +61,8 @@ def test_too_many_or_missing_arguments_stay_a_type_error():
     for call in (mx.generation.generate, lambda: mx.generation.stream(), lambda: mx.policy.run("x", *range(9))):
         with pytest.raises(TypeError):
             call()
+
+
+@pytest.mark.parametrize("name", ["schema", "schemas", "json_schema", "max_new_token", "keys", "zzz"])
+def test_the_search_for_a_like_name_ends(name: str) -> None:
+    assert similar_argument(name, ["nothing_like_it_at_all"]) is None
