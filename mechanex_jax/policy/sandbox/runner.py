@@ -157,7 +157,8 @@ def run_unit_tests(code: str, tests: Sequence[str], timeout_ms: int = 1500, *, l
       NotLocalError: this is Windows.
       MechanexError: no child can be started at all.
     """
-    text("code", code)
+    if not isinstance(code, str):  # half of a surrogate pair is a failure of the code, not of the call
+        raise expected("code", code, "a string")
     check_tests(tests, "tests")
     integer(1)("timeout_ms", timeout_ms)
     if not hasattr(os, "fork"):
