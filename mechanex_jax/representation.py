@@ -43,7 +43,7 @@ def short_repr(self: object) -> str:
 
 
 def changed_repr(self: object) -> str:
-    """As `short_repr`, fields with their default left out."""
+    """The `repr` that `short_repr` writes, without fields at their default."""
     fields = [field for field in dataclasses.fields(self) if field.repr]  # type: ignore[arg-type]
     values = [(field.name, getattr(self, field.name), field.default) for field in fields]
     shown = [f"{name}={short(value)}" for name, value, default in values if value is not default and not _same(value, default)]

@@ -138,7 +138,7 @@ def voting(name: str, value: object) -> None:
 
 
 def on_failure(name: str, value: object) -> None:
-    """What happens where no candidate is accepted."""
+    """Whether a call in which no candidate is accepted warns or raises."""
     if value not in ("warn", "raise"):
         raise expected(name, value, '"warn" or "raise"')
 

@@ -111,15 +111,15 @@ def padded_prompts(
     Raises:
       ArgumentError: no batch of whole numbers, lengths that don't fit, or an id outside the vocabulary.
     """
-    own = None
+    row_lengths = None
     if (
         isinstance(tokens, Sequence)
         and all(np.asarray(row).ndim == 1 for row in tokens)
         and len({len(row) for row in tokens}) > 1
     ):
-        own = np.array([len(row) for row in tokens], np.int32)
+        row_lengths = np.array([len(row) for row in tokens], np.int32)
         kinds = {np.asarray(row).dtype.kind for row in tokens if len(row)}
-        ids = np.zeros((len(tokens), int(own.max())), np.int32 if kinds <= {"i", "u"} else np.float32)
+        ids = np.zeros((len(tokens), int(row_lengths.max())), np.int32 if kinds <= {"i", "u"} else np.float32)
         for row, values in enumerate(tokens):
             ids[row, : len(values)] = np.asarray(values)
     else:
@@ -129,10 +129,12 @@ def padded_prompts(
     if ids.size and ids.dtype.kind not in "iu":
         raise expected("prompt_tokens", ids.dtype.name, "whole numbers: token ids")
     batch, longest = ids.shape
-    most = np.full(batch, longest, np.int32) if own is None else own
+    most = np.full(batch, longest, np.int32) if row_lengths is None else row_lengths
     counts = np.broadcast_to(np.asarray(most if lengths is None else lengths, np.int32), batch)
     if np.any(counts < 1) or np.any(counts > most):
-        allowed = f"1 to {longest} tokens in every row" if own is None else f"at least 1 and at most {own.tolist()}"
+        allowed = (
+            f"1 to {longest} tokens in every row" if row_lengths is None else f"at least 1 and at most {row_lengths.tolist()}"
+        )
         raise expected("prompt_lengths", counts.tolist(), allowed)
     real = ids[np.arange(longest) < counts[:, None]]
     if real.size and (real.min() < 0 or real.max() >= vocabulary):

@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass
 class _Budget:
-    """What one rendering may still use."""
+    """The steps and the time that one rendering has left."""
 
     steps: int
     end: float
