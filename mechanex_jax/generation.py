@@ -18,7 +18,7 @@ from mechanex_jax.engine.config import GenerationConfig, one_value, per_row
 from mechanex_jax.engine.request import Completion, Prompt, Request
 from mechanex_jax.engine.run import MICRO_BATCH, OnRows, ignore
 from mechanex_jax.engine.seeds import row_seeds
-from mechanex_jax.errors import expected
+from mechanex_jax.errors import ArgumentError, expected
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.policy.runner import PolicyRunner
 from mechanex_jax.policy.service import Policies
@@ -32,7 +32,7 @@ from mechanex_jax.validation import integer
 
 _OF_THE_CALL = ("model", "seed", "transform", "edits")  # arguments that are no row's
 
-_SHARED = {"transform": "Put several into mx.transforms.chain; a row's own values go into its fields."}
+_INSTEAD_OF_A_LIST = {"transform": "Put several into mx.transforms.chain; a row's own values go into its fields."}
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -119,18 +119,14 @@ class Generation:
         loaded = self.session.local_model(model)
         spec = loaded.model.spec
         user = None if transform is None else chain(transform), check(edits, spec.layers, spec.width)
-        once = [row for row, config in enumerate(configs) if not config.needs_policy]
-        builder = self.steering.requests(loaded)
-        requests = {
-            row: builder.build(prompts[row], configs[row], seed=seeds[row][0], index=seeds[row][1], name=names[row])
-            for row in once
-        }
-        runner, through = None, [row for row in range(len(prompts)) if row not in requests]
+        rounds = [config.needs_policy for config in configs]
+        once, through = ([row for row, needed in enumerate(rounds) if needed is wanted] for wanted in (False, True))
+        own_columns = _columns(once, prompts, configs, seeds, names)
+        requests = dict(zip(once, self.steering.requests(loaded).build_all(*own_columns), strict=True))
+        runner = None
         if through:
-            pick = lambda column: [column[row] for row in through]
             user_rows = take_rows(user, through, len(prompts))
-            runner = self.policy.prepare(loaded, pick(prompts), pick(configs), pick(seeds), pick(names), *user_rows)
-        if through:
+            runner = self.policy.prepare(loaded, *_columns(through, prompts, configs, seeds, names), *user_rows)
             user = take_rows(user, once, len(prompts))
         return _Prepared(loaded, requests, runner, through, *user)
 
@@ -351,7 +347,7 @@ class Generation:
             ensemble_weights=ensemble_weights,
             on_failure=on_failure,
         )
-        _check_single(model=model, seed=seed, transform=transform, details=details)
+        _refuse_lists(one_value, model=model, seed=seed, transform=transform, details=details)
         prepared = self._prepare([prompt], [config], ["prompt"], model=model, seed=seed, transform=transform, edits=edits)
         completions = self._complete(prepared)
         self._keep_traces(prepared, [config], completions)
@@ -381,7 +377,7 @@ class Generation:
         batch_size, progress = arguments.pop("batch_size"), arguments.pop("progress")
         integer(1)("batch_size", batch_size)
         details, call = arguments.pop("details"), {name: arguments.pop(name) for name in _OF_THE_CALL}
-        _check_common(model=call["model"], transform=call["transform"], details=details)
+        _refuse_lists(_shared_value, model=call["model"], transform=call["transform"], details=details)
         names = [f"prompts[{row}]" for row in range(len(prompts))]
         configs = per_row(arguments, len(prompts))
         prepared = self._prepare(prompts, configs, names, **call)
@@ -406,7 +402,7 @@ class Generation:
         """
         details, call = arguments.pop("details"), {name: arguments.pop(name) for name in _OF_THE_CALL}
         config = GenerationConfig(**arguments)
-        _check_single(model=call["model"], seed=call["seed"], transform=call["transform"], details=details)
+        _refuse_lists(one_value, model=call["model"], seed=call["seed"], transform=call["transform"], details=details)
         if details:
             raise expected("details", True, "False, because stream yields text", "Use generate for details.")
         prepared = self._prepare([prompt], [config], ["prompt"], **call)
@@ -416,18 +412,32 @@ class Generation:
         return engine.stream(loaded, requests[0], transform=prepared.transform, edits=prepared.edits)
 
 
-def _check_single(**arguments: object) -> None:
-    """Raise where an argument that is one value for one prompt is a list."""
-    for name, value in arguments.items():
-        if isinstance(value, (list, tuple)):
-            raise one_value(name, value)
+def _columns(
+    chosen: Sequence[int],
+    prompts: Sequence[Prompt],
+    configs: Sequence[GenerationConfig],
+    seeds: Sequence[tuple[int, int]],
+    names: Sequence[str],
+) -> tuple[list[Prompt], list[GenerationConfig], list[tuple[int, int]], list[str]]:
+    """The chosen rows of what a call holds for each of its rows."""
+    return (
+        [prompts[row] for row in chosen],
+        [configs[row] for row in chosen],
+        [seeds[row] for row in chosen],
+        [names[row] for row in chosen],
+    )
 
 
-def _check_common(**arguments: object) -> None:
-    """Raise where an argument that all rows of a batch share is a list."""
+def _refuse_lists(error: Callable[[str, object], ArgumentError], **arguments: object) -> None:
+    """Raise `error(name, value)` where one of a call's own arguments is a list."""
     for name, value in arguments.items():
         if isinstance(value, (list, tuple)):
-            raise expected(name, value, "one value for all prompts", _SHARED.get(name, ""))
+            raise error(name, value)
+
+
+def _shared_value(name: str, value: object) -> ArgumentError:
+    """The error for a list where all rows of a batch share one value."""
+    return expected(name, value, "one value for all prompts", _INSTEAD_OF_A_LIST.get(name, ""))
 
 
 def _answers(completions: list[Completion], details: bool) -> list[Any]:

@@ -22,7 +22,7 @@ from mechanex_jax.loops import DecodeResult, FinishReason, stop_table
 from mechanex_jax.loops.prefill import bucket
 from mechanex_jax.tokenization.detokenizer import Detokenizer
 from mechanex_jax.transforms import LogitsTransform
-from mechanex_jax.transforms.base import Guarded, transform_names
+from mechanex_jax.transforms.base import Chain, Guarded, transform_names
 from mechanex_jax.transforms.truncation import truncation_rows
 from mechanex_jax.warning import warn
 
@@ -57,7 +57,7 @@ def _transform(loaded: LoadedModel, requests: Sequence[Request], user: LogitsTra
         subsets = [{**NEUTRAL_SUBSET, **config.values(config.method.subset)} for config in configs]
         columns = {name: [subset[name] for subset in subsets] for name in NEUTRAL_SUBSET}
         parts.append(transforms.determinantal(loaded.directions, **columns))
-    return transforms.chain(*parts)
+    return Chain(tuple(parts))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Batch:
             prompts[row, : lengths[row]] = request.tokens
         max_new = np.minimum([config.max_tokens for config in configs], spec.context - lengths)
         max_new[len(self.requests) :] = 0
-        stops = [config.stops for config in configs]
+        stops = [config.stops for config in configs] if any(config.stop for config in configs) else None
         user, user_edits = self.transform, self.edits
         if user is not None or user_edits:
             user, user_edits = rows.take_rows((user, user_edits), chosen, len(self.requests))
@@ -108,7 +108,7 @@ class Batch:
             "prompt_lengths": lengths,
             "transform": _transform(self.loaded, requests, user),
             "edits": (*edit.steering([request.steering for request in requests], spec.width), *user_edits),
-            "stops": stop_table(stops, *self.loaded.token_bytes) if any(stops) else None,
+            "stops": None if stops is None else stop_table(stops, *self.loaded.token_bytes),
             "key": self.keys,
             "max_new_tokens": max_new,
             "eos_ids": tokenizer.eos_ids,

@@ -304,11 +304,6 @@ class GenerationConfig:
         return values
 
     @property
-    def loop(self) -> str:
-        """Which of `mechanex_jax.engine.runners` runs the row: a draft model speculates with any method's distribution."""
-        return "speculative" if self.draft_model is not None else self.method.loop
-
-    @property
     def partner_names(self) -> tuple[str, ...]:
         """The other models that the row asks for; "default" is the loaded model itself."""
         named = tuple(self.ensemble_models or ()) or ((self.draft_model,) if self.draft_model is not None else ())

@@ -48,8 +48,10 @@ class Request:
 
     @property
     def loop(self) -> str:
-        """Name of the loop in `mechanex_jax.engine.runners` that runs it."""
-        return "text-vote" if self.members else self.config.loop
+        """Name of the loop in `mechanex_jax.engine.runners` that runs it; a draft model speculates with any method's law."""
+        if self.members:
+            return "text-vote"
+        return "speculative" if self.config.draft_model is not None else self.config.method.loop
 
     def trace(self, loaded: LoadedModel, completion: Completion) -> dict[str, object]:
         """What `include_trace=True` keeps: what was asked, how it ended, and what the method has to tell."""

@@ -61,6 +61,19 @@ class RequestBuilder:
         steering = self._steering(config)
         return prepare(self.loaded, prompt, config, seed=seed, index=index, name=name, steering=steering, partners=partners)
 
+    def build_all(
+        self,
+        prompts: Sequence[Prompt],
+        configs: Sequence[GenerationConfig],
+        seeds: Sequence[tuple[int, int]],
+        names: Sequence[str],
+    ) -> list[Request]:
+        """Check and tokenize rows that are given as columns; see `build`."""
+        return [
+            self.build(prompt, config, seed=seed, index=index, name=name)
+            for prompt, config, (seed, index), name in zip(prompts, configs, seeds, names, strict=True)
+        ]
+
     def _steering(self, config: GenerationConfig) -> RowSteering | None:
         """A row's vector and preset added up, strengths applied; None where it names neither."""
         vector, strength = config.steering_vector, config.steering_strength
@@ -106,9 +119,5 @@ def complete(
     for config in configs:
         if config.needs_policy:
             raise expected("options", Verbatim("an argument that needs a policy"), "arguments of one decoding")
-    numbered = enumerate(zip(prompts, configs, seeds, strict=True))
-    requests = [
-        builder.build(prompt, config, seed=seed, index=index, name=f"prompts[{row}]")
-        for row, (prompt, config, (seed, index)) in numbered
-    ]
+    requests = builder.build_all(prompts, configs, seeds, [f"prompts[{row}]" for row in range(len(prompts))])
     return [completion.text for completion in run(builder.loaded, requests, edits=edits, micro_batch=batch_size)]

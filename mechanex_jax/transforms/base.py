@@ -160,6 +160,8 @@ def as_transform(transform: object) -> LogitsTransform:
     Raises:
       ArgumentError: it lacks one of `init`, `apply` and `advance`, or is neither.
     """
+    if isinstance(transform, Chain):  # its parts have been through here
+        return transform
     if isinstance(transform, type) or not isinstance(transform, LogitsTransform):
         raise expected(
             "transform",
