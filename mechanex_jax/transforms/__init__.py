@@ -1,10 +1,11 @@
 """Transforms of logits: the protocol, how to compose them, and a factory per method.
 
 Order in a step: constraint mask, penalties and bias, your own transform, then temperature,
-top-k, top-p, min-p, typical, epsilon, then the draw.
+and the truncations (`transforms.truncation`), then the draw.
 """
 
 from mechanex_jax.rows import nested, row, row_tree, shared, static
+from mechanex_jax.transforms import truncation as _truncations  # the module, before the function of its name
 from mechanex_jax.transforms.base import LogitsTransform, Stateless, Step, chain, stateless
 from mechanex_jax.transforms.determinantal import Determinantal, Directions, determinantal, directions
 from mechanex_jax.transforms.draw import argmax_rows, draw, draw_rows
@@ -19,16 +20,7 @@ from mechanex_jax.transforms.penalties import (
     presence_penalty,
     repetition_penalty,
 )
-from mechanex_jax.transforms.truncation import (
-    Truncation,
-    epsilon_cutoff,
-    min_p,
-    temperature,
-    top_k,
-    top_p,
-    truncation,
-    typical_p,
-)
+from mechanex_jax.transforms.truncation import *  # noqa: F403 - its __all__, so that a new one is named once
 
 __all__ = [
     "Determinantal",
@@ -39,18 +31,15 @@ __all__ = [
     "Penalties",
     "Stateless",
     "Step",
-    "Truncation",
     "argmax_rows",
     "chain",
     "determinantal",
     "directions",
     "draw",
     "draw_rows",
-    "epsilon_cutoff",
     "frequency_penalty",
     "logit_bias",
     "min_new_tokens",
-    "min_p",
     "nested",
     "penalties",
     "presence_penalty",
@@ -60,9 +49,5 @@ __all__ = [
     "shared",
     "stateless",
     "static",
-    "temperature",
-    "top_k",
-    "top_p",
-    "truncation",
-    "typical_p",
 ]
+__all__ += _truncations.__all__

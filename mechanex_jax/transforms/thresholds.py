@@ -1,12 +1,8 @@
-"""The arithmetic of truncations, for all rows of a batch: where each stage cuts.
-
-Every stage keeps an interval of logits: most of them all that is at least some threshold, typical sampling what lies around the
-mean surprisal. So a row needs two scalars, `lowest` and `highest`, and one pass over V writes the result.
+"""The arithmetic of truncations, for all rows of a batch: where top-k, top-p and typical sampling cut.
 
 Thresholds come from one primitive: the largest t such that the tokens with key < t weigh no more than a budget
 (`_largest_cut`). Two shortcuts keep it cheap. The 64 largest logits, found in two stages, answer top-k up to 64 and
-every nucleus that fits; and what no row of the batch needs is skipped by a `lax.cond` on the batch. `jax.vmap` would
-turn such a cond into a select that runs both branches, hence the `custom_vmap`.
+every nucleus that fits; and what no row of the batch needs is skipped.
 
 What float32 decides: sums are good to 1e-6, so a cut that near to equality may fall to either side; and probabilities
 (for typical sampling, distances to the entropy) that float32 cannot tell apart are ties.
@@ -15,16 +11,13 @@ What float32 decides: sums are good to 1e-6, so a cut that near to equality may 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.custom_batching import custom_vmap
 from jaxtyping import Bool, Float32, Int32
-
-from mechanex_jax.transforms.draw import argmax_rows
 
 T = TypeVar("T")
 
@@ -35,86 +28,8 @@ Uses: TypeAlias = Bool[jax.Array, " B"]
 LogitRows: TypeAlias = Float32[jax.Array, "B V"]
 
 LARGEST = float(np.finfo(np.float32).max)
-_CANDIDATES = 64
+CANDIDATES = 64
 _LOWEST_BITS = -(2**31) + 0x007FFFFF  # what `_to_bits` makes of -inf
-
-
-class Stages(NamedTuple):
-    """One value per row for each stage, in the order in which they act; None is a stage that no row has.
-
-    The fields of `Truncation`, with B in front.
-    """
-
-    temperature: Rows | None
-    top_k: Bits | None
-    top_p: Rows | None
-    min_p: Rows | None
-    typical_p: Rows | None
-    epsilon_cutoff: Rows | None
-
-
-# jit so that a call outside of any jit compiles once, not each time.
-@custom_vmap
-@jax.jit
-def truncate_rows(z: LogitRows, stages: Stages) -> LogitRows:
-    """Logits float32 [B, V] after all stages: -inf for what is cut, `z / temperature` up to a shift for what is kept."""
-    temperature, k, p, m, tau, epsilon = stages
-    size = z.shape[-1]
-    z = jnp.minimum(z, LARGEST)
-    top = settled(jnp.max(z, axis=-1))
-    # Of a row without a finite logit, every token is infinitely far from this.
-    top = jnp.where(top == -jnp.inf, 0.0, top)
-    hot = jnp.full(top.shape, True) if temperature is None else temperature > 0
-    # XLA may divide by multiplying with 1 / heat, which must not underflow.
-    heat = jnp.where(hot, 1.0 if temperature is None else jnp.minimum(temperature, 1e37), 1.0)
-    lowest = jnp.full(top.shape, -jnp.inf)
-
-    use_k = hot & (k < size) if k is not None else jnp.full(top.shape, False)
-    use_p = hot & (p < 1) if p is not None else jnp.full(top.shape, False)
-    count = min(_CANDIDATES, size)
-    if k is not None or p is not None:
-        best = lax.cond(jnp.any(use_k | use_p), lambda: _best(z, count), lambda: jnp.full((z.shape[0], count), -jnp.inf))
-        if k is not None:
-            lowest = settled(_top_k_cut(z, best, k, use_k))
-        if p is not None:
-            lowest = settled(lax.cond(jnp.any(use_p), lambda: _top_p_cut(z, top, heat, best, p, use_p, lowest), lambda: lowest))
-    if m is not None:
-        lowest = jnp.maximum(lowest, jnp.where(hot & (m > 0), _min_p_cut(top, heat, m), -jnp.inf))
-    highest = jnp.full(top.shape, jnp.inf)
-    if tau is not None:
-        use_tau = hot & (tau < 1)
-        lowest, highest = lax.cond(
-            jnp.any(use_tau),
-            lambda: _typical_interval(z, top, heat, lowest, tau, use_tau),
-            lambda: (lowest, highest),
-        )
-    if epsilon is not None:
-        use_epsilon = hot & (epsilon > 0)
-        lowest = lax.cond(
-            jnp.any(use_epsilon),
-            lambda: _epsilon_cut(z, top, heat, lowest, highest, epsilon, use_epsilon),
-            lambda: lowest,
-        )
-    lowest, highest = settled((lowest, highest))
-    keep = z >= lowest[:, None]
-    if tau is not None:
-        keep &= z <= highest[:, None]
-    if temperature is not None:
-        only = lax.cond(jnp.all(hot), lambda: jnp.full(top.shape, -1), lambda: jnp.where(hot, -1, argmax_rows(z)))
-        only, heat = settled((only, heat))
-        keep &= (only[:, None] < 0) | (lax.broadcasted_iota(jnp.int32, z.shape, 1) == only[:, None])
-        # Where the quotient would overflow, the distance to the maximum is what counts.
-        shift = settled(jnp.where(jnp.isfinite(top / heat), 0.0, top))
-        z = (z - shift[:, None]) / heat[:, None]
-    return jnp.where(keep, z, -jnp.inf)
-
-
-@truncate_rows.def_vmap
-def _(
-    axis_size: int, batched: Sequence[object], z: Float32[jax.Array, "*AB V"], stages: Stages
-) -> tuple[Float32[jax.Array, "A B V"], bool]:
-    (z, stages), shape = merge_axis(axis_size, batched, (z, stages))
-    return truncate_rows(z, stages).reshape(shape), True
 
 
 def merge_axis(axis_size: int, batched: Sequence[object], arguments: T) -> tuple[T, tuple[int, ...]]:
@@ -139,7 +54,7 @@ def settled(scalars: T) -> T:
     return lax.optimization_barrier(scalars)
 
 
-def _best(z: LogitRows, count: int) -> Float32[jax.Array, "B C"]:
+def largest_logits(z: LogitRows, count: int) -> Float32[jax.Array, "B C"]:
     """The `count` largest logits of each row, sorted: best blocks by their maxima, then the best tokens inside them."""
     rows, size = z.shape
     block = next((b for b in (32, 64, 16, 8) if size % b == 0), None)
@@ -151,7 +66,7 @@ def _best(z: LogitRows, count: int) -> Float32[jax.Array, "B C"]:
     return lax.top_k(inside.reshape(rows, -1), count)[0]
 
 
-def _top_k_cut(z: LogitRows, best: Float32[jax.Array, "B C"], k: Bits, use: Uses) -> Rows:
+def top_k_cut(z: LogitRows, best: Float32[jax.Array, "B C"], k: Bits, use: Uses) -> Rows:
     """The k-th largest logit of each row, -inf where not in use."""
     size, count = z.shape[-1], best.shape[-1]
     k = jnp.maximum(k, 1)
@@ -168,7 +83,7 @@ def _top_k_cut(z: LogitRows, best: Float32[jax.Array, "B C"], k: Bits, use: Uses
     return lax.cond(jnp.any(far), search, lambda: cut)
 
 
-def _top_p_cut(z: LogitRows, top: Rows, heat: Rows, best: Float32[jax.Array, "B C"], p: Rows, use: Uses, lowest: Rows) -> Rows:
+def top_p_cut(z: LogitRows, top: Rows, heat: Rows, best: Float32[jax.Array, "B C"], p: Rows, use: Uses, lowest: Rows) -> Rows:
     """`lowest`, raised to the smallest logit of the nucleus where in use."""
 
     def weigh(logits: Float32[jax.Array, "B _"]) -> Float32[jax.Array, "B _"]:
@@ -194,20 +109,7 @@ def _top_p_cut(z: LogitRows, top: Rows, heat: Rows, best: Float32[jax.Array, "B 
     return jnp.where(use, jnp.maximum(cut, lowest), lowest)
 
 
-def _min_p_cut(top: Rows, heat: Rows, m: Rows) -> Rows:
-    """The smallest float32 z with (top - z) / heat <= -ln m: rounding `top + heat * ln m` may miss it by a step.
-
-    Near 0, floats are so dense that a step of z does not change top - z. There it is a step of the distance that does.
-    """
-    limit = jnp.maximum(-jnp.log(m), 0.0)
-    distance = heat * limit
-    near = top - distance
-    nearer = top - jnp.nextafter(distance, 0.0)
-    steps = jnp.stack([jnp.nextafter(near, -jnp.inf), near, jnp.nextafter(near, jnp.inf), nearer])
-    return jnp.min(jnp.where((top - steps) / heat <= limit, steps, top), axis=0)
-
-
-def _typical_interval(z: LogitRows, top: Rows, heat: Rows, lowest: Rows, tau: Rows, use: Uses) -> tuple[Rows, Rows]:
+def typical_interval(z: LogitRows, top: Rows, heat: Rows, lowest: Rows, tau: Rows, use: Uses) -> tuple[Rows, Rows]:
     """The smallest and the largest logit of the typical set; (lowest, inf) where not in use."""
     size = z.shape[-1]
     alive = z >= lowest[:, None]
@@ -228,17 +130,6 @@ def _typical_interval(z: LogitRows, top: Rows, heat: Rows, lowest: Rows, tau: Ro
     smallest = jnp.min(jnp.where(kept, z, jnp.inf), axis=-1)
     largest = jnp.max(jnp.where(kept, z, -jnp.inf), axis=-1)
     return jnp.where(use, smallest, lowest), jnp.where(use, largest, jnp.inf)
-
-
-def _epsilon_cut(z: LogitRows, top: Rows, heat: Rows, lowest: Rows, highest: Rows, epsilon: Rows, use: Uses) -> Rows:
-    """`lowest`, raised where in use to the smallest logit whose probability among what is left is `epsilon` or more.
-
-    That is min-p with m = epsilon * sum of exp((z - top) / heat), at most the likeliest token that is left.
-    """
-    alive = (z >= lowest[:, None]) & (z <= highest[:, None])
-    total = settled(row_sums(jnp.where(alive, jnp.exp((z - top[:, None]) / heat[:, None]), 0.0)))
-    cut = jnp.minimum(_min_p_cut(top, heat, epsilon * total), highest)
-    return jnp.where(use, jnp.maximum(cut, lowest), lowest)
 
 
 def _to_bits(values: Rows) -> Bits:

@@ -1,22 +1,47 @@
 """Temperature and the five truncations, fused: top-k, top-p, min-p, typical, epsilon.
 
 A new truncation is a field of `Truncation` with its neutral value, an argument of `truncation` with its range, a factory, and
-its cut in `thresholds`, where the arithmetic is.
+its cut in `_truncate_rows`. What is long about a cut is in `thresholds`.
+
+Every stage keeps an interval of logits: most of them all that is at least some threshold, typical sampling what lies around the
+mean surprisal. So a row needs two scalars, `lowest` and `highest`, and one pass over V writes the result. What no row of the
+batch needs is skipped by a `lax.cond` on the batch; `jax.vmap` would turn it into a select that runs both branches, hence the
+`custom_vmap`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax import lax
+from jax.custom_batching import custom_vmap
 from jax.typing import DTypeLike
 from jaxtyping import Float32, Int32
 
 from mechanex_jax.rows import Array, PerRow, columns, neutral_values, row, row_tree
 from mechanex_jax.transforms.arguments import LARGEST_INT, Valid, number_per_row
 from mechanex_jax.transforms.base import Logits, Stateless, Step
-from mechanex_jax.transforms.thresholds import Stages, truncate_rows
+from mechanex_jax.transforms.draw import argmax_rows
+from mechanex_jax.transforms.thresholds import (
+    CANDIDATES,
+    LARGEST,
+    Bits,
+    LogitRows,
+    Rows,
+    Uses,
+    largest_logits,
+    merge_axis,
+    row_sums,
+    settled,
+    top_k_cut,
+    top_p_cut,
+    typical_interval,
+)
+
+__all__ = ["Truncation", "epsilon_cutoff", "min_p", "temperature", "top_k", "top_p", "truncation", "typical_p"]
 
 
 @row_tree
@@ -44,8 +69,9 @@ class Truncation(Stateless):
     epsilon_cutoff: Float32[Array, ""] | None = row(default=None, neutral=0.0)
 
     def apply(self, state: tuple[()], logits: Logits, step: Step) -> Logits:
-        stages = jax.tree.map(lambda value: jnp.asarray(value)[None], Stages(**{n: getattr(self, n) for n in NEUTRAL}))
-        return truncate_rows(logits.astype(jnp.float32)[None], stages)[0]
+        values = [getattr(self, name) for name in NEUTRAL]
+        stages = tuple(None if value is None else jnp.asarray(value)[None] for value in values)
+        return _truncate_rows(logits.astype(jnp.float32)[None], stages)[0]
 
     def fuse(self, other: object) -> Truncation | None:
         """One transform for `self` and then `other`; None if a stage of `other` does not come after all of `self`."""
@@ -210,3 +236,97 @@ def epsilon_cutoff(epsilon: PerRow) -> Truncation:
       ArgumentError: `epsilon` is out of [0, 1].
     """
     return truncation(epsilon_cutoff=epsilon)
+
+
+# The fields of `Truncation` in their order, each with B in front; None is a stage that no row has.
+_Stages: TypeAlias = tuple[Rows | Bits | None, ...]
+
+
+# jit so that a call outside of any jit compiles once, not each time.
+@custom_vmap
+@jax.jit
+def _truncate_rows(z: LogitRows, stages: _Stages) -> LogitRows:
+    """Logits float32 [B, V] after all stages: -inf for what is cut, `z / temperature` up to a shift for what is kept."""
+    temperature, k, p, m, tau, epsilon = stages
+    size = z.shape[-1]
+    z = jnp.minimum(z, LARGEST)
+    top = settled(jnp.max(z, axis=-1))
+    # Of a row without a finite logit, every token is infinitely far from this.
+    top = jnp.where(top == -jnp.inf, 0.0, top)
+    hot = jnp.full(top.shape, True) if temperature is None else temperature > 0
+    # XLA may divide by multiplying with 1 / heat, which must not underflow.
+    heat = jnp.where(hot, 1.0 if temperature is None else jnp.minimum(temperature, 1e37), 1.0)
+    lowest = jnp.full(top.shape, -jnp.inf)
+
+    use_k = hot & (k < size) if k is not None else jnp.full(top.shape, False)
+    use_p = hot & (p < 1) if p is not None else jnp.full(top.shape, False)
+    count = min(CANDIDATES, size)
+    if k is not None or p is not None:
+        best = lax.cond(
+            jnp.any(use_k | use_p), lambda: largest_logits(z, count), lambda: jnp.full((z.shape[0], count), -jnp.inf)
+        )
+        if k is not None:
+            lowest = settled(top_k_cut(z, best, k, use_k))
+        if p is not None:
+            lowest = settled(lax.cond(jnp.any(use_p), lambda: top_p_cut(z, top, heat, best, p, use_p, lowest), lambda: lowest))
+    if m is not None:
+        lowest = jnp.maximum(lowest, jnp.where(hot & (m > 0), _min_p_cut(top, heat, m), -jnp.inf))
+    highest = jnp.full(top.shape, jnp.inf)
+    if tau is not None:
+        use_tau = hot & (tau < 1)
+        lowest, highest = lax.cond(
+            jnp.any(use_tau),
+            lambda: typical_interval(z, top, heat, lowest, tau, use_tau),
+            lambda: (lowest, highest),
+        )
+    if epsilon is not None:
+        use_epsilon = hot & (epsilon > 0)
+        lowest = lax.cond(
+            jnp.any(use_epsilon),
+            lambda: _epsilon_cut(z, top, heat, lowest, highest, epsilon, use_epsilon),
+            lambda: lowest,
+        )
+    lowest, highest = settled((lowest, highest))
+    keep = z >= lowest[:, None]
+    if tau is not None:
+        keep &= z <= highest[:, None]
+    if temperature is not None:
+        only = lax.cond(jnp.all(hot), lambda: jnp.full(top.shape, -1), lambda: jnp.where(hot, -1, argmax_rows(z)))
+        only, heat = settled((only, heat))
+        keep &= (only[:, None] < 0) | (lax.broadcasted_iota(jnp.int32, z.shape, 1) == only[:, None])
+        # Where the quotient would overflow, the distance to the maximum is what counts.
+        shift = settled(jnp.where(jnp.isfinite(top / heat), 0.0, top))
+        z = (z - shift[:, None]) / heat[:, None]
+    return jnp.where(keep, z, -jnp.inf)
+
+
+@_truncate_rows.def_vmap
+def _(
+    axis_size: int, batched: Sequence[object], z: Float32[jax.Array, "*AB V"], stages: tuple[jax.Array | None, ...]
+) -> tuple[Float32[jax.Array, "A B V"], bool]:
+    (z, stages), shape = merge_axis(axis_size, batched, (z, stages))
+    return _truncate_rows(z, stages).reshape(shape), True
+
+
+def _min_p_cut(top: Rows, heat: Rows, m: Rows) -> Rows:
+    """The smallest float32 z with (top - z) / heat <= -ln m: rounding `top + heat * ln m` may miss it by a step.
+
+    Near 0, floats are so dense that a step of z does not change top - z. There it is a step of the distance that does.
+    """
+    limit = jnp.maximum(-jnp.log(m), 0.0)
+    distance = heat * limit
+    near = top - distance
+    nearer = top - jnp.nextafter(distance, 0.0)
+    steps = jnp.stack([jnp.nextafter(near, -jnp.inf), near, jnp.nextafter(near, jnp.inf), nearer])
+    return jnp.min(jnp.where((top - steps) / heat <= limit, steps, top), axis=0)
+
+
+def _epsilon_cut(z: LogitRows, top: Rows, heat: Rows, lowest: Rows, highest: Rows, epsilon: Rows, use: Uses) -> Rows:
+    """`lowest`, raised where in use to the smallest logit whose probability among what is left is `epsilon` or more.
+
+    That is min-p with m = epsilon * sum of exp((z - top) / heat), at most the likeliest token that is left.
+    """
+    alive = (z >= lowest[:, None]) & (z <= highest[:, None])
+    total = settled(row_sums(jnp.where(alive, jnp.exp((z - top[:, None]) / heat[:, None]), 0.0)))
+    cut = jnp.minimum(_min_p_cut(top, heat, epsilon * total), highest)
+    return jnp.where(use, jnp.maximum(cut, lowest), lowest)
