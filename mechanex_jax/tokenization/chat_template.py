@@ -21,13 +21,6 @@ Messages: TypeAlias = str | Sequence[object]  # each {"role": ..., "content": ..
 """A conversation: `{"role": ..., "content": ...}` each, or a text, which is one user message."""
 
 
-def default_template(stored: str | Sequence[Mapping[str, str]] | None) -> str | None:
-    """The template for plain conversations out of `tokenizer_config.json`, which may hold several by name."""
-    if stored is None or isinstance(stored, str):
-        return stored
-    return next((item["template"] for item in stored if item["name"] == "default"), None)
-
-
 def render(
     template: str | None,
     messages: Messages,
