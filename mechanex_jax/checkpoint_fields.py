@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from mechanex_jax.errors import CheckpointError
 
 _INT32 = 2**31 - 1  # positions and ids are int32 on the device
+
+JsonObject: TypeAlias = dict[str, Any]
+"""An object of a JSON file, whose values `Fields.check` looks at."""
 
 
 class Kind(NamedTuple):
@@ -80,7 +83,7 @@ class Fields:
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     file: str = "config.json"
 
-    def check(self, content: Mapping[str, Any]) -> dict[str, Any]:
+    def check(self, content: Mapping[str, object]) -> JsonObject:
         """The file's content with every alias under its field's own name.
 
         Raises:

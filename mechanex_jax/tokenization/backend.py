@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from mechanex_jax.errors import CheckpointError
 from mechanex_jax.tokenization import tokenizer_config
@@ -113,7 +113,7 @@ def _remade(content: str, stored: Tokenizer, name: str, make: Make, config: Conf
     return made
 
 
-def _listed(tokens: Mapping[str, Any]) -> dict[int, AddedToken]:
+def _listed(tokens: Config) -> dict[int, AddedToken]:
     return {int(index): tokenizer_config.added_token(token) for index, token in tokens.items()}  # pyright: ignore[reportReturnType]
 
 

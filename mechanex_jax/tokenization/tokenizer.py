@@ -6,15 +6,14 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mechanex_jax.errors import CheckpointError, MechanexError
 from mechanex_jax.tokenization import chat_template as chat
 from mechanex_jax.tokenization import tokenizer_config
 from mechanex_jax.tokenization.backend import build
-from mechanex_jax.tokenization.tokenizer_config import default_template, json_object, read_text
+from mechanex_jax.tokenization.tokenizer_config import Config, default_template, json_object, read_text
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 from mechanex_jax.validation import text as check_text
 
@@ -39,8 +38,8 @@ class Tokenizer:
         self,
         content: str,
         *,
-        config: Mapping[str, Any] | None = None,
-        ids: Sequence[Mapping[str, Any]] = (),
+        config: Config | None = None,
+        ids: Sequence[Config] = (),
         size: int | None = None,
         chat_template: str | None = None,
     ):
@@ -150,7 +149,7 @@ class Tokenizer:
         return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _special_ids(content: Mapping[str, Any], key: str) -> list[int | None]:
+def _special_ids(content: Config, key: str) -> list[int | None]:
     value = content.get(key)
     ids = value if isinstance(value, list) else [value]
     if not all(index is None or (type(index) is int and 0 <= index < 2**31) for index in ids):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mechanex_jax.checkpoint_fields import FLAG, OBJECT, Fields, Kind
+from mechanex_jax.checkpoint_fields import FLAG, OBJECT, Fields, JsonObject, Kind
 from mechanex_jax.errors import CheckpointError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ FIELDS = Fields(
 """Whatever else stands in the file is read by nothing, in transformers either."""
 
 
-def read(folder: Path, model: Mapping[str, Any], content: str) -> dict[str, Any]:
+def read(folder: Path, model: Config, content: str) -> JsonObject:
     """The settings of a folder's tokenizer, as one `tokenizer_config.json` that needs no other file.
 
     Args:
@@ -194,7 +194,7 @@ def _named(stored: object) -> dict[str, str]:
     return stored if isinstance(stored, dict) and all(isinstance(text, str) for text in stored.values()) else {}
 
 
-def _special_tokens_map(path: Path, extra: object) -> dict[str, Any]:
+def _special_tokens_map(path: Path, extra: object) -> JsonObject:
     """What `special_tokens_map.json` says in place of `tokenizer_config.json`."""
     stored = json_object(path)
     for key, value in stored.items():
@@ -209,16 +209,16 @@ def _special_tokens_map(path: Path, extra: object) -> dict[str, Any]:
     return stored
 
 
-def _marked(tokens: list[Any]) -> Iterator[Any]:
+def _marked(tokens: list[object]) -> Iterator[object]:
     for token in tokens:
         yield token | {"special": True, "__type": _ADDED} if isinstance(token, dict) else token
 
 
-def _added_tokens(path: Path, config: Config, content: str) -> dict[str, Any]:
+def _added_tokens(path: Path, config: Config, content: str) -> JsonObject:
     """The tokens of `added_tokens.json`, and of `tokenizer.json`, which go before."""
     special = {str(_text(config[name])) for name in SPECIAL_TOKENS if config.get(name)}
     special |= {str(_text(token)) for token in config.get("extra_special_tokens") or ()}
-    added: dict[str, Any] = {}
+    added: JsonObject = {}
     for text, index in json_object(path).items():
         if type(index) is not int:
             raise CheckpointError(f"{path}: got {str(index)[:120]} for {text!r}; expected an id. Fetch the model again.")
@@ -230,7 +230,7 @@ def _text(token: object) -> object:
     return token.get("content") if isinstance(token, Mapping) else token
 
 
-def _tokenizer_class(config: Config, model: Mapping[str, Any]) -> str | None:
+def _tokenizer_class(config: Config, model: Config) -> str | None:
     """The class that transformers takes for this model."""
     if model.get("model_type") == "mistral":  # whichever is named: the class of its own needs a tekken.json
         return None
@@ -238,7 +238,7 @@ def _tokenizer_class(config: Config, model: Mapping[str, Any]) -> str | None:
     return config.get("tokenizer_class") or model.get("tokenizer_class") or default
 
 
-def _templates(folder: Path) -> dict[str, Any]:
+def _templates(folder: Path) -> JsonObject:
     """Files of chat templates, which replace those of `tokenizer_config.json`, all of them."""
     files = {"default": folder / "chat_template.jinja"}
     files |= {path.stem: path for path in sorted((folder / "additional_chat_templates").glob("*.jinja"))}
@@ -246,7 +246,7 @@ def _templates(folder: Path) -> dict[str, Any]:
     return {"chat_template": templates} if templates else {}
 
 
-def json_object(path: Path) -> dict[str, Any]:
+def json_object(path: Path) -> JsonObject:
     """A file's content, empty if there is none.
 
     Raises:

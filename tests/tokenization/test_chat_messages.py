@@ -35,13 +35,15 @@ TEMPLATES = {
     "Mistral": "{{ bos_token }}{%- if messages[0].role == 'system' %}{%- set rest = messages[1:] %}{%- else %}"
     "{%- set rest = messages %}{%- endif %}{% for m in rest %}{% if m.role == 'user' %}{{ '[INST] ' + m.content + '[/INST]' }}"
     "{% elif m.tool_calls is defined and m.tool_calls is not none %}[TOOL_CALLS] [{% for c in m.tool_calls %}"
-    "{{ c.function | tojson }}{{ ', \"id\": \"' + c.id + '\"}' }}{% if not loop.last %}, {% endif %}{% endfor %}]{{ eos_token }}"
+    "{{ c.function | tojson }}{{ ', \"id\": \"' + c.id + '\"}' }}{% if not loop.last %}, {% endif %}{% endfor %}]"
+    "{{ eos_token }}"
     "{% elif m.role == 'tool' %}[TOOL_RESULTS] {{ m.tool_call_id }} {{ m.content }}[/TOOL_RESULTS]"
     "{% else %}{{ ' ' + m.content + eos_token }}{% endif %}{% endfor %}",
     "Qwen": "{%- for m in messages %}{%- if m.role == 'assistant' and m.tool_calls %}{{- '<|im_start|>' + m.role }}"
     "{%- if m.content %}{{- '\n' + m.content }}{%- endif %}{%- for c in m.tool_calls %}"
     '{%- if c.function is defined %}{%- set c = c.function %}{%- endif %}{{- \'\n<tool_call>\n{"name": "\' }}{{- c.name }}'
-    "{{- '\", \"arguments\": ' }}{{- c.arguments | tojson(indent=2) }}{{- '}\n</tool_call>' }}{%- endfor %}{{- '<|im_end|>\n' }}"
+    "{{- '\", \"arguments\": ' }}{{- c.arguments | tojson(indent=2) }}{{- '}\n</tool_call>' }}{%- endfor %}"
+    "{{- '<|im_end|>\n' }}"
     "{%- elif m.role == 'tool' %}{%- if loop.index0 == 0 or messages[loop.index0 - 1].role != 'tool' %}"
     "{{- '<|im_start|>user' }}{%- endif %}{{- '\n<tool_response>\n' + m.content + '\n</tool_response><|im_end|>\n' }}"
     "{%- else %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>' + '\n' }}{%- endif %}{%- endfor %}"
