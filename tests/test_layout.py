@@ -19,7 +19,7 @@ ROOT = Path(mechanex_jax.__file__).parent
 # From the bottom up: a folder or file may import those of its own line and those below.
 LAYERS = [
     {"errors", "progress", "representation", "warning", "xla"},
-    {"rows", "tokenization", "signatures", "storage", "validation"},
+    {"rows", "tokenization", "signatures", "storage", "validation", "checkpoint_fields"},
     {"transforms", "edits", "constraints"},
     {"loops", "architectures", "checkpoints"},
     {"loading"},

@@ -8,6 +8,7 @@ import jax
 
 from mechanex_jax.architectures import gpt2, llama
 from mechanex_jax.architectures.config import CheckpointConfig, Config
+from mechanex_jax.architectures.hf_config import refuse_quantization
 from mechanex_jax.architectures.model import Family, Model, ModelOutput, Static, parameter_shapes
 from mechanex_jax.architectures.weights import Tensors, check_tensors, parameter, resolve_tying
 from mechanex_jax.errors import CheckpointError
@@ -44,6 +45,7 @@ def build(
             f"config.json: got model_type {kind!r}; expected one of {', '.join(FAMILIES)}. "
             "Other architectures are added as one file in mechanex_jax/architectures."
         )
+    refuse_quantization(config)
     try:
         spec = family.configure(config)
     except KeyError as error:

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int32
 
+from mechanex_jax import checkpoint_fields
 from mechanex_jax.architectures import hf_config, layers
 from mechanex_jax.architectures.config import CheckpointConfig, Config
 from mechanex_jax.architectures.weights import AS_STORED, TRANSPOSED, WeightPlan
@@ -31,18 +32,18 @@ class GPT2Config(Config):
     tied: bool = True
 
 
-FIELDS = hf_config.Fields(
+FIELDS = checkpoint_fields.Fields(
     used={
-        "vocab_size": hf_config.SIZE,
-        "n_positions": hf_config.POSITIONS,
-        "n_embd": hf_config.SIZE,
-        "n_layer": hf_config.LAYERS,
-        "n_head": hf_config.SIZE,
-        "n_inner": hf_config.SIZE.or_null(),
-        "layer_norm_epsilon": hf_config.POSITIVE,
-        "tie_word_embeddings": hf_config.FLAG,
-        "bos_token_id": hf_config.TOKEN_IDS,
-        "eos_token_id": hf_config.TOKEN_IDS,
+        "vocab_size": checkpoint_fields.SIZE,
+        "n_positions": checkpoint_fields.POSITIONS,
+        "n_embd": checkpoint_fields.SIZE,
+        "n_layer": checkpoint_fields.LAYERS,
+        "n_head": checkpoint_fields.SIZE,
+        "n_inner": checkpoint_fields.SIZE.or_null(),
+        "layer_norm_epsilon": checkpoint_fields.POSITIVE,
+        "tie_word_embeddings": checkpoint_fields.FLAG,
+        "bos_token_id": checkpoint_fields.TOKEN_IDS,
+        "eos_token_id": checkpoint_fields.TOKEN_IDS,
     },
     without_effect=hf_config.INHERITED_WITHOUT_EFFECT
     | {

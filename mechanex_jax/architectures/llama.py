@@ -11,10 +11,11 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int32
 
+from mechanex_jax import checkpoint_fields
 from mechanex_jax.architectures import hf_config, layers
 from mechanex_jax.architectures.config import CheckpointConfig, Config
-from mechanex_jax.architectures.hf_config import Kind, check
 from mechanex_jax.architectures.weights import AS_STORED, TRANSPOSED, WeightPlan
+from mechanex_jax.checkpoint_fields import Kind, check
 from mechanex_jax.errors import CheckpointError
 
 
@@ -43,20 +44,20 @@ class LlamaConfig(Config):
 
 
 _USED = {
-    "vocab_size": hf_config.SIZE,
-    "hidden_size": hf_config.SIZE,
-    "intermediate_size": hf_config.SIZE,
-    "num_hidden_layers": hf_config.LAYERS,
-    "num_attention_heads": hf_config.SIZE,
-    "num_key_value_heads": hf_config.SIZE.or_null(),
-    "head_dim": hf_config.SIZE.or_null(),
-    "max_position_embeddings": hf_config.POSITIONS,
-    "rms_norm_eps": hf_config.POSITIVE,
-    "rope_parameters": hf_config.OBJECT,
-    "rope_scaling": hf_config.OBJECT,  # as transformers before 5 spelt it
-    "tie_word_embeddings": hf_config.FLAG,
-    "bos_token_id": hf_config.TOKEN_IDS,
-    "eos_token_id": hf_config.TOKEN_IDS,
+    "vocab_size": checkpoint_fields.SIZE,
+    "hidden_size": checkpoint_fields.SIZE,
+    "intermediate_size": checkpoint_fields.SIZE,
+    "num_hidden_layers": checkpoint_fields.LAYERS,
+    "num_attention_heads": checkpoint_fields.SIZE,
+    "num_key_value_heads": checkpoint_fields.SIZE.or_null(),
+    "head_dim": checkpoint_fields.SIZE.or_null(),
+    "max_position_embeddings": checkpoint_fields.POSITIONS,
+    "rms_norm_eps": checkpoint_fields.POSITIVE,
+    "rope_parameters": checkpoint_fields.OBJECT,
+    "rope_scaling": checkpoint_fields.OBJECT,  # as transformers before 5 spelt it
+    "tie_word_embeddings": checkpoint_fields.FLAG,
+    "bos_token_id": checkpoint_fields.TOKEN_IDS,
+    "eos_token_id": checkpoint_fields.TOKEN_IDS,
 }
 _WITHOUT_EFFECT = hf_config.INHERITED_WITHOUT_EFFECT | {
     "initializer_range",
@@ -66,15 +67,15 @@ _WITHOUT_EFFECT = hf_config.INHERITED_WITHOUT_EFFECT | {
 }
 _FIXED = hf_config.INHERITED_FIXED | {"hidden_act": ("silu", "swish")}
 
-LLAMA_FIELDS = hf_config.Fields(
-    used=_USED | {"attention_bias": hf_config.FLAG, "mlp_bias": hf_config.FLAG},
+LLAMA_FIELDS = checkpoint_fields.Fields(
+    used=_USED | {"attention_bias": checkpoint_fields.FLAG, "mlp_bias": checkpoint_fields.FLAG},
     without_effect=_WITHOUT_EFFECT | {"pretraining_tp"},
     fixed=_FIXED,
 )
 # What a Mistral has no field for (`attention_bias`, `mlp_bias`) changes nothing in transformers; biases among the tensors are
 # then refused as tensors that nothing reads.
-MISTRAL_FIELDS = hf_config.Fields(
-    used=_USED | {"sliding_window": hf_config.POSITIONS.or_null()},
+MISTRAL_FIELDS = checkpoint_fields.Fields(
+    used=_USED | {"sliding_window": checkpoint_fields.POSITIONS.or_null()},
     without_effect=_WITHOUT_EFFECT,
     fixed=_FIXED,
 )
@@ -103,7 +104,7 @@ def _scaling(hf: CheckpointConfig, context: int) -> tuple[float, layers.RotarySc
             f"config.json: got rotary parameters by layer type ({', '.join(nested)}); expected the same for all layers. "
             "Use a checkpoint without them."
         )
-    theta = float(value("rope_theta", hf_config.POSITIVE, hf.get("rope_theta", 10_000.0)))
+    theta = float(value("rope_theta", checkpoint_fields.POSITIVE, hf.get("rope_theta", 10_000.0)))
     kind = rope.get("rope_type", rope.get("type", "default"))
     part = rope.get("partial_rotary_factor", hf.get("partial_rotary_factor"))
     if part not in (None, 1):
@@ -114,17 +115,17 @@ def _scaling(hf: CheckpointConfig, context: int) -> tuple[float, layers.RotarySc
         raise CheckpointError(
             f"config.json: got rope scaling {kind!r}; expected default, linear or llama3. Use a checkpoint without it."
         )
-    factor = float(value("factor", hf_config.POSITIVE))
+    factor = float(value("factor", checkpoint_fields.POSITIVE))
     if kind == "linear":
         return theta, layers.RotaryScaling("linear", factor)
-    low, high = (float(value(f"{name}_freq_factor", hf_config.POSITIVE)) for name in ("low", "high"))
+    low, high = (float(value(f"{name}_freq_factor", checkpoint_fields.POSITIVE)) for name in ("low", "high"))
     if low >= high:
         raise CheckpointError(
             f"config.json: got low_freq_factor {low} and high_freq_factor {high}; expected the first below the second."
         )
-    inside = value("original_max_position_embeddings", hf_config.POSITIONS, context)
+    inside = value("original_max_position_embeddings", checkpoint_fields.POSITIONS, context)
     original = hf.get("original_max_position_embeddings", inside)
-    check(original, "original_max_position_embeddings", hf_config.POSITIONS)
+    check(original, "original_max_position_embeddings", checkpoint_fields.POSITIONS)
     return theta, layers.RotaryScaling("llama3", factor, low, high, original)
 
 

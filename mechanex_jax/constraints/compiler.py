@@ -43,6 +43,7 @@ def _json_schema(source: object, whitespace: bool) -> Source:
     from mechanex_jax.constraints import json_schema
 
     schema = json_schema.read(source)
+    check_utf8("json_schema", schema)
     return Source(json.dumps([schema, whitespace]), lambda: json_schema.pushdown_automaton(schema, whitespace=whitespace))
 
 

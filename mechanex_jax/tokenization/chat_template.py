@@ -21,13 +21,6 @@ Messages: TypeAlias = str | Sequence[object]  # each {"role": ..., "content": ..
 """A conversation: `{"role": ..., "content": ...}` each, or a text, which is one user message."""
 
 
-def default_template(stored: str | Sequence[Mapping[str, str]] | None) -> str | None:
-    """The template for plain conversations out of `tokenizer_config.json`, which may hold several by name."""
-    if stored is None or isinstance(stored, str):
-        return stored
-    return next((item["template"] for item in stored if item["name"] == "default"), None)
-
-
 def render(
     template: str | None,
     messages: Messages,
@@ -73,9 +66,18 @@ def _checked(messages: Messages) -> list[dict[str, object]]:
         return [{"role": "user", "content": messages}]
     checked = []
     for message in messages:
-        if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
+        if not isinstance(message, Mapping) or "role" not in message:
             raise expected("messages", message, 'a text, or a list of {"role": ..., "content": ...}')
-        checked.append(dict(message))
+        # As in transformers: templates test for what is absent, and write None as "None".
+        known = {key: value for key, value in message.items() if value is not None}
+        if not isinstance(known.get("role"), str) or not (
+            isinstance(known.get("content"), (str, list)) or known.get("tool_calls")
+        ):
+            raise expected("messages", message, 'a "role" that is a text, and a "content" or "tool_calls"')
+        calls = known.get("tool_calls", [])
+        if not isinstance(calls, (list, tuple)) or not all(isinstance(call, Mapping) for call in calls):
+            raise expected("messages", message, '"tool_calls" that are a list of objects')
+        checked.append(known)
     return checked
 
 

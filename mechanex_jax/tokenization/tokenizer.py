@@ -6,17 +6,18 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 from mechanex_jax.errors import CheckpointError, MechanexError
 from mechanex_jax.tokenization import chat_template as chat
+from mechanex_jax.tokenization import tokenizer_config
+from mechanex_jax.tokenization.backend import build
+from mechanex_jax.tokenization.tokenizer_config import Config, default_template, json_object, read_text
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 from mechanex_jax.validation import text as check_text
 
 _MOST_IDS = 2**24  # a limit far above any tokenizer: tables with a row an id are made
-_NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 class Tokenizer:
@@ -37,26 +38,14 @@ class Tokenizer:
         self,
         content: str,
         *,
-        config: Mapping[str, Any] | None = None,
-        ids: Sequence[Mapping[str, Any]] = (),
+        config: Config | None = None,
+        ids: Sequence[Config] = (),
         size: int | None = None,
         chat_template: str | None = None,
     ):
-        import tokenizers
-
-        try:
-            self._backend = tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # the library raises bare Exceptions
-            raise CheckpointError(
-                f"tokenizer.json cannot be read ({error}); expected a file of the tokenizers library. Fetch the model again."
-            ) from error
-        # Settings left over from training would cut or pad prompts.
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        config = config or {}
-        self._content, self._size = content, size
-        self.chat_template = chat_template or chat.default_template(config.get("chat_template"))
-        self._named = {key: _text(config[key]) for key in _NAMED if config.get(key)}
+        self._backend, self._named = build(content, config or {})
+        self._size = size
+        self.chat_template = chat_template or default_template((config or {}).get("chat_template"))
         eos = [self._backend.token_to_id(self._named["eos_token"])] if "eos_token" in self._named else []
         for more in ids:
             eos += _special_ids(more, "eos_token_id")
@@ -74,15 +63,13 @@ class Tokenizer:
           CheckpointError: no tokenizer there, or files that cannot be read.
         """
         folder = Path(folder)
-        model, generation = _json(folder / "config.json"), _json(folder / "generation_config.json")
-        config = _json(folder / "special_tokens_map.json") | _json(folder / "tokenizer_config.json")
-        template = folder / "chat_template.jinja"
+        model, generation = json_object(folder / "config.json"), json_object(folder / "generation_config.json")
+        content = _content(folder)
         return cls(
-            _content(folder),
-            config=config,
+            content,
+            config=tokenizer_config.read(folder, model, content),
             ids=(generation, model),
             size=_size(folder / "config.json", model.get("vocab_size")),
-            chat_template=_read_text(template) if template.is_file() else None,
         )
 
     def __repr__(self) -> str:
@@ -146,7 +133,7 @@ class Tokenizer:
                 "vocab_size of config.json is wrong: fetch the model again."
             )
         try:
-            return Vocabulary.from_tokenizer_json(json.loads(self._content), size)
+            return Vocabulary.from_tokenizer_json(json.loads(self._backend.to_str()), size)
         except MechanexError:
             raise
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
@@ -157,11 +144,12 @@ class Tokenizer:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the tokenizer's content."""
-        return hashlib.sha256(self._content.encode()).hexdigest()
+        """SHA-256 of all that decides on the ids of a text."""
+        content = self._backend.to_str() + str(self._backend.encode_special_tokens)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _special_ids(content: Mapping[str, Any], key: str) -> list[int | None]:
+def _special_ids(content: Config, key: str) -> list[int | None]:
     value = content.get(key)
     ids = value if isinstance(value, list) else [value]
     if not all(index is None or (type(index) is int and 0 <= index < 2**31) for index in ids):
@@ -170,38 +158,6 @@ def _special_ids(content: Mapping[str, Any], key: str) -> list[int | None]:
             "generation_config.json."
         )
     return ids
-
-
-def _text(token: str | Mapping[str, str]) -> str:
-    text = token.get("content") if isinstance(token, Mapping) else token
-    if not isinstance(text, str):
-        raise CheckpointError(
-            f"tokenizer_config.json: got the token {str(token)[:120]}; expected a text, or an object with its content. "
-            "Fetch the model again."
-        )
-    return text
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The file's content, empty if there is none."""
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}); the file is corrupt: fetch the model again.") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: got {type(content).__name__}; expected a JSON object. Fetch the model again.")
-    return content
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except ValueError as error:
-        raise CheckpointError(
-            f"{path}: got bytes that are no text ({error}); expected UTF-8. Fetch the model again."
-        ) from error
 
 
 def _size(path: Path, size: object) -> int | None:
@@ -215,7 +171,7 @@ def _size(path: Path, size: object) -> int | None:
 def _content(folder: Path) -> str:
     path = folder / "tokenizer.json"
     if path.is_file():
-        return _read_text(path)
+        return read_text(path)
     if (folder / "tokenizer.model").is_file():
         return _converted(folder)
     raise CheckpointError(f"{folder}: no tokenizer.json; expected it beside config.json. Add the model's own to the folder.")

@@ -21,7 +21,7 @@ from transformers import GPT2Config, LlamaConfig, MistralConfig
 from mechanex_jax import architectures, checkpoints
 from mechanex_jax.architectures import gpt2 as our_gpt2
 from mechanex_jax.architectures import llama as our_llama
-from mechanex_jax.architectures.hf_config import Fields
+from mechanex_jax.checkpoint_fields import Fields
 from mechanex_jax.errors import CheckpointError
 
 MAKE = {"llama": llama, "mistral": mistral, "gpt2": gpt2}

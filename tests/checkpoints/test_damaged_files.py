@@ -106,8 +106,8 @@ VALUES = {
     "vast vocabulary": (_set("config.json", vocab_size=10**12), "vocab_size 1000000000000"),
     "vocabulary of text": (_set("config.json", vocab_size="97"), "vocab_size 97"),
     "vast id": (_far_token, "got ids up to 4,294,967,294"),
-    "a named token that is a number": (_set("tokenizer_config.json", eos_token=3), "got the token 3"),
-    "a named token without content": (_set("tokenizer_config.json", eos_token={"id": 3}), "got the token"),
+    "a named token that is a number": (_set("tokenizer_config.json", eos_token=3), "got eos_token 3"),
+    "a named token without content": (_set("tokenizer_config.json", eos_token={"id": 3}), "got eos_token"),
     "a decoder that is not one": (_set_decoder({"type": "ByteLevel"}), "decoder|cannot be read"),
 }
 
