@@ -18,15 +18,16 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
+from mechanex_jax.storage.atomic import discard_unfinished
 from mechanex_jax.storage.json_values import JsonValue
+from mechanex_jax_command import INTERRUPTED, interrupt
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mechanex_jax.runtime import Mechanex
 
-INTERRUPTED = 130  # a shell's code for a process that SIGINT ended
-
+interrupt.cleanups.append(discard_unfinished)
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -51,6 +52,7 @@ class Commands(TyperGroup):
 
     def invoke(self, ctx: typer.Context) -> object:
         try:
+            interrupt.begin()
             result = super().invoke(ctx)
             sys.stdout.flush()
             return result
@@ -59,7 +61,7 @@ class Commands(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            note("\nInterrupted.")
+            interrupt.say(lambda message: note(message.removesuffix("\n")))
             raise typer.Exit(INTERRUPTED) from error
         except (MechanexError, OSError) as error:
             note(str(error), "Error: ")

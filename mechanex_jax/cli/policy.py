@@ -235,6 +235,7 @@ def tune(
     texts, grid, seed = inputs.prompts(prompts), inputs.space(space, tries or ()), _seed(session)
     running = _start(session, [] if start is None else [start])
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed, "batch_size": batch_size}
+    base.interrupt.keeps_results = True
     search = running.auto_tune(texts, start, search_space=grid, max_trials=max_trials, **options)
     saved = running.save(search["best_policy"]) if save else None
     if plot is not None:
