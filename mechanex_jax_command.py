@@ -1,7 +1,7 @@
 """The entry point of the command line `mechanex-jax`, and Ctrl-C on it.
 
-This file lies beside the package, because importing the package takes seconds, in which Ctrl-C counts too. Programs that use the
-package as a library keep Python's own Ctrl-C.
+This file lies beside the package, because importing the package takes seconds, in which Ctrl-C counts too. Programs that use
+the package as a library keep Python's own Ctrl-C.
 
 The first Ctrl-C raises KeyboardInterrupt, as everywhere in Python. That alone is not enough: no Python code runs while XLA
 compiles, a KeyboardInterrupt that arises in a callback of native code is lost, and an interpreter that shuts down after an

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,13 +48,20 @@ def note(message: str, label: str = "") -> None:
     Console(stderr=True, highlight=False).print(Text.assemble((label, "bold red"), visible(message)), soft_wrap=True)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    """Show a warning as a note: where in the library it arose says nothing to who types a command."""
+    note(str(message), "Warning: ")
+
+
 class Commands(TyperGroup):
     """A group of commands that turns what they raise into an exit code and one clear message."""
 
     def invoke(self, ctx: typer.Context) -> object:
         try:
             interrupt.begin()
-            result = super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                result = super().invoke(ctx)
             sys.stdout.flush()
             return result
         except BrokenPipeError as error:
