@@ -1,4 +1,4 @@
-from mechanex_jax.cli import app
+from mechanex_jax_command import main
 
 if __name__ == "__main__":
-    app()
+    main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,15 +19,16 @@ from rich.text import Text
 from typer.core import TyperGroup
 
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
+from mechanex_jax.storage.atomic import discard_unfinished
 from mechanex_jax.storage.json_values import JsonValue
+from mechanex_jax_command import INTERRUPTED, interrupt
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from mechanex_jax.runtime import Mechanex
 
-INTERRUPTED = 130  # a shell's code for a process that SIGINT ended
-
+interrupt.cleanups.append(discard_unfinished)
 
 _CONTROLS = {code: f"\\x{code:02x}" for code in (*range(0x20), *range(0x7F, 0xA0)) if chr(code) not in "\n\t"}
 
@@ -46,12 +48,20 @@ def note(message: str, label: str = "") -> None:
     Console(stderr=True, highlight=False).print(Text.assemble((label, "bold red"), visible(message)), soft_wrap=True)
 
 
+def _show_warning(message: Warning | str, category: type[Warning], *place: object, **more: object) -> None:
+    """Show a warning as a note: where in the library it arose says nothing to who types a command."""
+    note(str(message), "Warning: ")
+
+
 class Commands(TyperGroup):
     """A group of commands that turns what they raise into an exit code and one clear message."""
 
     def invoke(self, ctx: typer.Context) -> object:
         try:
-            result = super().invoke(ctx)
+            interrupt.begin()
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                result = super().invoke(ctx)
             sys.stdout.flush()
             return result
         except BrokenPipeError as error:
@@ -59,7 +69,7 @@ class Commands(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from error
         except KeyboardInterrupt as error:
-            note("\nInterrupted.")
+            interrupt.say(lambda message: note(message.removesuffix("\n")))
             raise typer.Exit(INTERRUPTED) from error
         except (MechanexError, OSError) as error:
             note(str(error), "Error: ")

@@ -98,13 +98,12 @@ def batch(
     options = {"model": session["model"], "seed": session["seed"], "batch_size": batch_size, "overwrite": overwrite}
     with Job(source, target, defaults=arguments, **options) as job:
         before = job.done
-        try:
-            if before < job.total:
-                running = base.start(session)
-                with bar("Generating", enabled=sys.stderr.isatty(), unit="rows") as report:
-                    job.run(running, report)
-            job.finish()
-        except KeyboardInterrupt as error:
-            base.note(f"\nInterrupted. {job.done} of {job.total} rows are in {target}; the same command goes on from there.")
-            raise typer.Exit(base.INTERRUPTED) from error
+        base.interrupt.describe = lambda: base.visible(
+            f"{job.done} of {job.total} rows are in {target}; the same command goes on from there."
+        )
+        if before < job.total:
+            running = base.start(session)
+            with bar("Generating", enabled=sys.stderr.isatty(), unit="rows") as report:
+                job.run(running, report)
+        job.finish()
         base.note(f"{job.total} rows are in {target}" + (f", {before} of them from before." if before else "."))

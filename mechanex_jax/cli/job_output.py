@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
+from mechanex_jax.storage.atomic import temporary_file
 from mechanex_jax.storage.json_values import JsonValue
 
 try:
@@ -116,8 +117,7 @@ class Output:
         order = sorted(self.offsets)
         if order == sorted(order, key=self.offsets.__getitem__):
             return
-        temporary = self._path.with_name(f".{self._path.name}.sorting")
-        try:
+        with temporary_file(self._path.with_name(f".{self._path.name}.sorting")) as temporary:
             with open(temporary, "wb") as file:
                 for index in order:
                     self._file.seek(self.offsets[index])
@@ -127,8 +127,6 @@ class Output:
             shutil.copymode(self._path, temporary)
             self._file.close()  # Windows replaces no open file
             os.replace(temporary, self._path)
-        finally:
-            temporary.unlink(missing_ok=True)
 
     def close(self) -> None:
         """Close the file; one that was made here and has no line is removed."""

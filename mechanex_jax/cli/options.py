@@ -98,9 +98,10 @@ def shares_options(command: Callable[..., None]) -> Callable[..., None]:
     return _sharing(command, ARGUMENTS)
 
 
-def shares_session(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the session's options, and of the arguments `max_tokens` and `chat`, which no policy says."""
-    return _sharing(command, [p for p in ARGUMENTS if p.name in ("max_tokens", "chat")])
+def shares_session(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the session's options, and of the arguments `max_tokens` and `chat`, which no policy says, and `names`."""
+    chosen = [p for p in ARGUMENTS if p.name in ("max_tokens", "chat", *names)]
+    return functools.partial(_sharing, shared=chosen)
 
 
 def _sharing(command: Callable[..., None], shared: Sequence[inspect.Parameter]) -> Callable[..., None]:

@@ -13,6 +13,7 @@ import typer
 from mechanex_jax.cli import base
 from mechanex_jax.cli import policy_inputs as inputs
 from mechanex_jax.cli.options import Arguments, shares_session
+from mechanex_jax.engine.checks import on_failure as check_on_failure
 from mechanex_jax.errors import MechanexError
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ def _name(policy: Policy, spec: str) -> str:
 
 
 @app.command()
-@shares_session
+@shares_session("on_failure")
 def run(
     prompt: _Prompt,
     policy: _Policy,
@@ -117,11 +118,12 @@ def run(
       mechanex-jax policy run "Name three rivers." diverse_chatbot --chat
       mechanex-jax policy run - router.json --trace < question.txt
     """
+    check_on_failure("--on-failure", arguments["on_failure"])
     chosen = inputs.policy(policy)
     text = inputs.checked(base.stdin() if prompt == "-" else prompt)
     seed = _seed(session)
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed}
-    result = _start(session, [chosen]).run(text, chosen, include_trace=True, **options)
+    result = _start(session, [chosen]).run(text, chosen, include_trace=True, on_failure=arguments["on_failure"], **options)
     record = result["trace"]
     assert record is not None, "it was asked for"
     if as_json:
@@ -138,7 +140,7 @@ def run(
 
 
 @app.command()
-@shares_session
+@shares_session()
 def compare(
     prompt: _Prompt,
     policies: Annotated[list[str], typer.Argument(metavar="POLICY...", help="JSON files, saved ones' ids, builders' names.")],
@@ -167,7 +169,7 @@ def compare(
 
 
 @app.command()
-@shares_session
+@shares_session()
 def evaluate(
     prompts: _Prompts,
     policy: _Policy,
@@ -198,7 +200,7 @@ def evaluate(
 
 
 @app.command()
-@shares_session
+@shares_session()
 def tune(
     prompts: _Prompts,
     arguments: Arguments,
@@ -235,6 +237,7 @@ def tune(
     texts, grid, seed = inputs.prompts(prompts), inputs.space(space, tries or ()), _seed(session)
     running = _start(session, [] if start is None else [start])
     options = {"max_new_tokens": arguments["max_tokens"], "chat": arguments["chat"], "seed": seed, "batch_size": batch_size}
+    base.interrupt.keeps_results = True
     search = running.auto_tune(texts, start, search_space=grid, max_trials=max_trials, **options)
     saved = running.save(search["best_policy"]) if save else None
     if plot is not None:

@@ -229,7 +229,11 @@ class GenerationConfig:
         option=Option("Run through a saved policy, see `policy list`.", _POLICIES, metavar="ID"),
     )
     include_trace: bool = parameter(False, flag)
-    on_failure: str = parameter("warn", checks.on_failure)
+    on_failure: str = parameter(
+        "warn",
+        checks.on_failure,
+        option=Option('Where no candidate is accepted: "warn" prints the best all the same, "raise" fails.', _POLICIES),
+    )
 
     def __post_init__(self) -> None:
         for name in _SINGLE:

@@ -242,16 +242,31 @@ def report_failures(outcomes: Mapping[str, Outcome], on_failure: Mapping[str, st
       NotAcceptedError: a run failed that asks for an error; `details` are the traces of all such runs.
     """
     failed = {name: outcome.failure for name, outcome in outcomes.items() if outcome.failure is not None}
-    if not failed:
-        return
-    raising = [name for name in failed if on_failure[name] == "raise"]
-    name = (raising or list(failed))[0]
-    count = len(raising) if raising else len(failed)
-    more = f" (and {count - 1} more of {len(outcomes)} prompts)" if count > 1 else ""
-    message = f"{name}: {failed[name]}{more}."
+    raising = {name: failure for name, failure in failed.items() if on_failure[name] == "raise"}
     if raising:
-        raise NotAcceptedError(message, details=[outcomes[name].trace() for name in raising])
-    warn(f'{message} The best text is returned all the same; pass on_failure="raise" for an error.')
+        raise NotAcceptedError(_summary(raising, len(outcomes)), details=[outcomes[name].trace() for name in raising])
+    if failed:
+        advice = 'The best text is returned all the same; pass on_failure="raise" for an error.'
+        warn(f"{_summary(failed, len(outcomes))} {advice}")
+
+
+def warn_of_failures(failures: Mapping[str, str | None]) -> None:
+    """Warn of the runs in which nothing was accepted, where the result counts them.
+
+    Args:
+      failures: why, or None, by what errors call each run.
+    """
+    failed = {name: failure for name, failure in failures.items() if failure is not None}
+    if failed:
+        warn(f"{_summary(failed, len(failures))} The result has its best text all the same, as not accepted.")
+
+
+def _summary(failed: Mapping[str, str], total: int) -> str:
+    """The first failure in full, and how many there are."""
+    name, failure = next(iter(failed.items()))
+    noun = "policies" if name.startswith("policies") else "prompts"
+    more = f" (and {len(failed) - 1} more of {total} {noun})" if len(failed) > 1 else ""
+    return f"{name}: {failure}{more}."
 
 
 Decoding = Generator[list[Slot], Sequence[Candidate], None]

@@ -17,7 +17,7 @@ from mechanex_jax.loading import LoadedModel
 from mechanex_jax.policy import merge, tuning, validate
 from mechanex_jax.policy.controls import Policy
 from mechanex_jax.policy.plan import Plan, preset_strength, vector_of
-from mechanex_jax.policy.rounds import Outcome, RunResult, report_failures
+from mechanex_jax.policy.rounds import Outcome, RunResult, report_failures, warn_of_failures
 from mechanex_jax.policy.runner import PolicyRunner
 from mechanex_jax.policy.sandbox.runner import UnitTestRunner, run_unit_tests
 from mechanex_jax.policy.saved import SavedPolicies
@@ -114,6 +114,8 @@ class Policies(SavedPolicies):
     ) -> dict[str, list[RunResult]]:
         """Run several policies on one prompt, with the same seed; returns {"results": [as `run`, with traces]}.
 
+        Warns of policies under which nothing was accepted; `failure` in their traces says why.
+
         Raises:
           ArgumentError: no policies, or as `run`.
         """
@@ -122,6 +124,7 @@ class Policies(SavedPolicies):
         parsed = [self._read(policy, f"policies[{i}]") for i, policy in enumerate(policies)]
         seed = fresh(as_seed(seed))
         outcomes = self._outcomes([prompt] * len(parsed), parsed, model, max_new_tokens, [seed] * len(parsed), chat)
+        warn_of_failures({f"policies[{i}]": outcome.failure for i, outcome in enumerate(outcomes)})
         return {"results": [outcome.result(True) for outcome in outcomes]}
 
     @suggests_arguments
@@ -149,7 +152,8 @@ class Policies(SavedPolicies):
 
         Returns:
           num_prompts, success_rate, avg_latency_ms (from the start of all to the end of each), avg_tokens, pass_count,
-          fail_count, outputs (as `run`, in order).
+          fail_count, outputs (as `run`, in order), and failures: for each prompt why nothing was accepted, or None. A warning
+          tells of prompts with a failure.
 
         Raises:
           ArgumentError: as `run`, or no prompts.
@@ -158,7 +162,9 @@ class Policies(SavedPolicies):
         texts = self._prompts(prompts)
         shown = sys.stderr.isatty() if progress is None else progress
         outcomes = self._outcomes(texts, [resolved] * len(texts), model, max_new_tokens, seed, chat, shown, batch_size)
-        return tuning.evaluation([outcome.result(False) for outcome in outcomes])
+        failures = [outcome.failure for outcome in outcomes]
+        warn_of_failures(dict(zip(_names(len(texts)), failures, strict=True)))
+        return tuning.evaluation([outcome.result(False) for outcome in outcomes], failures)
 
     @suggests_arguments
     def auto_tune(
@@ -192,7 +198,7 @@ class Policies(SavedPolicies):
           best_policy (without an id: to save it makes a new one), best_trial, trials, and interrupted: Ctrl-C ends the search
           with what it has, once a trial is complete. A trial has policy, values ({path: value}), num_prompts, success_rate,
           avg_score, avg_latency_ms, avg_tokens, pass_count, fail_count, and held_out: the figures on the prompts held out,
-          or None.
+          or None. A warning tells where the best trial has no accepted text.
 
         Raises:
           ArgumentError: as `run`; an unknown path, a bad value, no values, or no trials; before anything is decoded.

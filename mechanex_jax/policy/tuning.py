@@ -27,6 +27,7 @@ from mechanex_jax.policy.grid import MAX_LISTED, Grid, Setting
 from mechanex_jax.policy.presets import PolicyDict
 from mechanex_jax.policy.rounds import RunResult
 from mechanex_jax.storage.json_values import JsonValue, copied
+from mechanex_jax.warning import warn
 
 _MIN_HELD_OUT = 4  # prompts, of which a quarter is held out
 _FINALISTS = 3
@@ -47,9 +48,10 @@ class Figures(TypedDict):
 
 
 class Evaluation(Figures):
-    """Figures, and the runs that they are of."""
+    """Figures, the runs that they are of, and for each run why nothing was accepted in it, or None."""
 
     outputs: list[RunResult]
+    failures: list[str | None]
 
 
 class Trial(Figures):
@@ -83,9 +85,9 @@ def figures(outputs: Sequence[RunResult]) -> Figures:
     }
 
 
-def evaluation(outputs: Sequence[RunResult]) -> Evaluation:
-    """Figures over runs, at least one, together with the runs."""
-    return {**figures(outputs), "outputs": list(outputs)}
+def evaluation(outputs: Sequence[RunResult], failures: Sequence[str | None]) -> Evaluation:
+    """Figures over runs, at least one, together with the runs, and with why each failed, or None."""
+    return {**figures(outputs), "outputs": list(outputs), "failures": list(failures)}
 
 
 def search(
@@ -164,6 +166,11 @@ def search(
         best = max(finalists, key=lambda pair: _rank(pair[1], sign)[:2])[0]
     else:
         best = max(trials, key=lambda trial: _rank(trial, sign))
+    if not best["pass_count"]:
+        warn(
+            f"auto_tune: no text of the best trial was accepted ({best['num_prompts']} prompts, {len(trials)} trials); its score "
+            "alone decided. Search other values, or loosen what the policy asks for."
+        )
     return {"best_policy": copied(best["policy"]), "best_trial": best, "trials": trials, "interrupted": interrupted}
 
 

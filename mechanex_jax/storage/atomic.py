@@ -6,9 +6,11 @@ import contextlib
 import os
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 _TEMPORARY = ".tmp-"
+_unfinished: set[Path] = set()
 _STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
 
 
@@ -23,6 +25,24 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextlib.contextmanager
+def temporary_file(path: Path) -> Iterator[Path]:
+    """Remove a file when the `with` block ends, unless it was renamed; `discard_unfinished` knows of it until then."""
+    _unfinished.add(path)
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+        _unfinished.discard(path)
+
+
+def discard_unfinished() -> None:
+    """Remove the temporary files of this process, which is about to end without unwinding."""
+    for path in list(_unfinished):
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, content: bytes, *, replace: bool, durable: bool = True) -> bool:
     """Write a file that others see whole or not at all.
 
@@ -35,8 +55,7 @@ def write_whole(path: Path, content: bytes, *, replace: bool, durable: bool = Tr
     Returns:
       False, and nothing changed, if there was a file and it was not to be replaced.
     """
-    temporary = path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}"
-    try:
+    with temporary_file(path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}") as temporary:
         with open(temporary, "xb") as file:
             file.write(content)
             if durable:
@@ -52,8 +71,6 @@ def write_whole(path: Path, content: bytes, *, replace: bool, durable: bool = Tr
         if durable:
             sync(path.parent)
         return True
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def sweep(folder: Path) -> None:

@@ -83,6 +83,7 @@ def test_every_option_reaches_generate(monkeypatch, tmp_path):
         "steering_vector": "sv_12345678",
         "steering_strength": 1.5,
         "best_of_n": 2,
+        "on_failure": "raise",
         "forbidden_terms": ["c", "d"],
         "seed": 5,
         "model": "m",

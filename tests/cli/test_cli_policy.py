@@ -66,7 +66,7 @@ class Machine(Policies):
 
     def evaluate(self, prompts, policy, **more):
         self.asked = {"prompts": prompts, "policy": policy, **more}
-        return tuning.evaluation([outcome(policy, prompt, 0) for prompt in prompts])
+        return tuning.evaluation([outcome(policy, prompt, 0) for prompt in prompts], [None] * len(prompts))
 
     def auto_tune(self, prompts, base_policy, *, search_space, max_trials, seed, **more):
         self.asked = {"prompts": prompts, "base": base_policy, "space": search_space, **more}
@@ -97,6 +97,11 @@ def test_run_prints_the_text_and_notes_how_it_went(machine, two):
     assert "Accepted: score 0.70, confidence 0.250, 7 tokens; 1 candidate in 3 ms; seed 3." in result.stderr
     assert machine.asked["max_new_tokens"] == 9 and machine.asked["chat"] is True and machine.asked["seed"] == 3
     assert machine.asked["policy"] == validate.read(TWO) and machine.session["model"] == "m"
+    assert machine.asked["on_failure"] == "warn"
+    run("policy", "run", "a", two, "--on-failure", "raise")
+    assert machine.asked["on_failure"] == "raise"
+    refused = run("policy", "run", "a", two, "--on-failure", "ignore")
+    assert refused.exit_code == 2 and "--on-failure: got 'ignore'" in refused.stderr
     traced = run("policy", "run", "-", two, "--trace", input="from\nstandard input\n").stdout
     assert "Confidence" in traced and "top-k" in traced and machine.asked["prompt"] == "from\nstandard input"
     printed = json.loads(run("policy", "run", "p", two, "--json", "--seed", 3).stdout)

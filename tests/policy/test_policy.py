@@ -198,9 +198,23 @@ def test_only_the_rows_that_ask_for_an_error_raise(failing):
     assert len(error.value.details) == 1
 
 
-def test_comparisons_and_evaluations_count_failures_without_a_warning(failing, recwarn):
-    failing.policy.compare(PROMPT, [{"verifiers": TESTED}], 2, seed=0)
-    assert failing.policy.evaluate([PROMPT], {"verifiers": TESTED}, max_new_tokens=2, seed=0)["fail_count"] == 1
+def test_comparisons_evaluations_and_searches_say_in_which_runs_nothing_passed(failing):
+    policies = [{}, {"verifiers": TESTED}]
+    with pytest.warns(UserWarning, match=r"^policies\[1\]: .*unit_tests: not right\. The result has") as caught:
+        compared = failing.policy.compare(PROMPT, policies, 2, seed=0)["results"]
+    assert [bool(result["trace"]["failure"]) for result in compared] == [False, True]
+    with pytest.warns(UserWarning, match=r"^prompts\[0\]: .*not right \(and 1 more of 2 prompts\)\.") as evaluated:
+        result = failing.policy.evaluate([PROMPT] * 2, policies[1], max_new_tokens=2, seed=0)
+    assert result["fail_count"] == 2 and all("not right" in why for why in result["failures"])
+    with pytest.warns(UserWarning, match=r"auto_tune: no text of the best trial was accepted \(1 prompts, 1 trials\)") as tuned:
+        failing.policy.auto_tune([PROMPT], policies[1], max_new_tokens=2, seed=0)
+    assert {warning.filename for seen in (caught, evaluated, tuned) for warning in seen} == {__file__}
+
+
+def test_where_all_passes_nothing_is_warned_of(failing, recwarn):
+    failing.policy.compare(PROMPT, [{}], 2, seed=0)
+    assert failing.policy.evaluate([PROMPT], {}, max_new_tokens=2, seed=0)["failures"] == [None]
+    failing.policy.auto_tune([PROMPT], {}, max_new_tokens=2, seed=0)
     assert not [warning for warning in recwarn if "accepted" in str(warning.message)]
 
 

@@ -14,7 +14,7 @@ from mechanex_jax.engine.config import per_row
 from mechanex_jax.engine.request import Completion
 from mechanex_jax.steering import Steering
 
-COMMAND = [sys.executable, "-m", "mechanex_jax.cli"]
+COMMAND = [sys.executable, "-m", "mechanex_jax_command"]
 ROOT = Path(cli.__file__).parent.parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "100"}
 
