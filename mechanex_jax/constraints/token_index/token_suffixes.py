@@ -11,7 +11,7 @@ from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.token_index import trie as tries
 from mechanex_jax.constraints.token_index.tokens_to_finish import UNREACHABLE
 from mechanex_jax.constraints.token_index.transitions import Transitions
-from mechanex_jax.constraints.token_index.trie_walk import Walker
+from mechanex_jax.constraints.token_index.trie_walk import Exited, Walker
 from mechanex_jax.errors import ConstraintError
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
@@ -182,13 +182,9 @@ def _leaving(
     spelled = pushdown.classes[vocabulary.bytes] if len(vocabulary.bytes) else vocabulary.bytes
     spelling, ends = spelled.astype(np.uint8).tobytes(), vocabulary.offsets
     parts = []
-    for walk in transitions.walks:
-        exited = walk.exited
-        owner = block_of[exited.origin]
-        kept = owner >= 0
-        token, counts = walk.trie.items_below(exited.node[kept])
-        owner, depth, label = (np.repeat(column[kept], counts) for column in (owner, exited.depth, exited.label))
-        kept = live[spelled[ends[token] + depth]]
+    for state, token, depth, label in _leaving_tokens(transitions):
+        owner = block_of[state]
+        kept = (owner >= 0) & live[spelled[ends[token] + depth]]
         parts.append((owner[kept], token[kept].astype(np.int64), depth[kept], label[kept]))
     block, token, depth, label = (np.concatenate(column) for column in zip(*parts, strict=True))
     pairs, which = np.unique(token * _POSITIONS + depth, return_inverse=True)
@@ -196,3 +192,26 @@ def _leaving(
     low, high = (ends[token_of_pair] + position).tolist(), ends[token_of_pair + 1].tolist()
     suffix = np.array([_number(numbers, spelling[a:b]) for a, b in zip(low, high, strict=True)], np.int64)
     return block, token, suffix[which.reshape(-1)], label
+
+
+def _leaving_tokens(transitions: Transitions) -> list[tuple[np.ndarray, ...]]:
+    """State, token, the depth at which it leaves its frame, and the label."""
+
+    def of(trie: tries.Trie, exited: Exited) -> tuple[np.ndarray, ...]:
+        token, counts = trie.items_below(exited.node)
+        state, depth, label = (np.repeat(column, counts) for column in (exited.origin, exited.depth, exited.label))
+        return state, token, depth, label
+
+    parts = [of(walk.trie, walk.exited) for walk in transitions.walks]
+    walked = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(walked[0], kind="stable")
+    state = walked[0][order]
+    for comparison in transitions.comparisons:
+        low, high = (np.searchsorted(state, comparison.bases, side=side) for side in ("left", "right"))
+        at = order[tries.ranges(low, high)]
+        compared = np.repeat(comparison.states, high - low)
+        removed, token, *_ = of(comparison.trie, comparison.removed_exits)
+        kept = ~np.isin(compared * _POSITIONS**2 + walked[1][at], removed * _POSITIONS**2 + token)
+        parts.append((compared[kept], *(column[at][kept] for column in walked[1:])))
+        parts.append(of(comparison.trie, comparison.added_exits))
+    return parts

@@ -12,7 +12,7 @@ import numpy as np
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 _WIDTH = 256
-_MOST_FOLDED, _MOST_VOCABULARIES = 24, 4  # how many are remembered
+_MOST_FOLDED, _MOST_VOCABULARIES = 128, 4  # how many are remembered
 
 
 class ByteContexts(Protocol):

@@ -208,8 +208,8 @@ class Walker:
             reached.append((origin[ends], node[ends], state[ends], stack[ends]))
             if len(origin):
                 pending.append((depth + 1, origin, node, state, stack))
-        return Reached(*_joined(reached)), Exited(*_joined(exited))
+        return Reached(*joined(reached)), Exited(*joined(exited))
 
 
-def _joined(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+def joined(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
     return [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 4
