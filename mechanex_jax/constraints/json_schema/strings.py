@@ -79,7 +79,7 @@ class Strings:
 
         def combine(ends: tuple[int, ...]) -> int:
             true = {leaf for leaves_of, end in zip(true_leaves, ends, strict=True) for leaf in leaves_of(end)}
-            return labels.label(true.__contains__)
+            return labels.label(true)
 
         if len(automata) == 1 and (lengths or combine((-1,)) < 0):
             # Nothing to combine: only what the labels stand for.
@@ -109,10 +109,10 @@ class Strings:
 def _classify_texts(leaves: Sequence[Formula], decide: Decision[Outcome]) -> Classifier[Outcome] | None:
     """The quick way for sets of texts, None where it does not apply."""
     labels = Labels(decide)
-    others = labels.label(lambda leaf: False)
+    others = labels.label(frozenset())
     if others >= 0 and not all(string_bytes.is_plain(leaf.args[1]) for leaf in leaves):
         return None
-    by_text = {leaf.args[1]: labels.label(lambda other, leaf=leaf: other is leaf) for leaf in leaves}
+    by_text = {leaf.args[1]: labels.label({leaf}) for leaf in leaves}
     by_text = {text: label for text, label in by_text.items() if label != others}
     dfa = string_bytes.of_texts(by_text, others)
     # Where every text has its own label there is nothing to share.

@@ -6,8 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mechanex_jax.constraints.automata.minimize import ranges
 from mechanex_jax.constraints.token_index.loops import differs
-from mechanex_jax.constraints.token_index.trie import Trie, ranges
+from mechanex_jax.constraints.token_index.trie import Trie
 from mechanex_jax.constraints.token_index.trie_walk import Exited, Reached, Walker, joined
 
 _CHUNK = 4096  # states compared at once; bounds the memory

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mechanex_jax.constraints.automata.minimize import ranges
 from mechanex_jax.constraints.token_index.equivalent_states import mix
 from mechanex_jax.constraints.token_index.tokens_to_finish import UNREACHABLE
 from mechanex_jax.constraints.token_index.transitions import Comparison, Transitions, Walk
-from mechanex_jax.constraints.token_index.trie import Trie, ranges
+from mechanex_jax.constraints.token_index.trie import Trie
 from mechanex_jax.constraints.token_index.trie_walk import Reached
 from mechanex_jax.errors import ConstraintError
 

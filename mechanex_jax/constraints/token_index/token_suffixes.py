@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mechanex_jax.constraints.automata.minimize import ranges
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.token_index import trie as tries
 from mechanex_jax.constraints.token_index.tokens_to_finish import UNREACHABLE
@@ -208,7 +209,7 @@ def _leaving_tokens(transitions: Transitions) -> list[tuple[np.ndarray, ...]]:
     state = walked[0][order]
     for comparison in transitions.comparisons:
         low, high = (np.searchsorted(state, comparison.bases, side=side) for side in ("left", "right"))
-        at = order[tries.ranges(low, high)]
+        at = order[ranges(low, high)]
         compared = np.repeat(comparison.states, high - low)
         removed, token, *_ = of(comparison.trie, comparison.removed_exits)
         kept = ~np.isin(compared * _POSITIONS**2 + walked[1][at], removed * _POSITIONS**2 + token)

@@ -7,11 +7,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mechanex_jax.constraints.automata.minimize import ranges
 from mechanex_jax.constraints.token_index.byte_classes import WalkPlanner
 from mechanex_jax.constraints.token_index.differences import differences
 from mechanex_jax.constraints.token_index.equivalent_states import Refinement, mix, mix_rows
 from mechanex_jax.constraints.token_index.tokens_to_finish import UNREACHABLE, Configurations, shortest_distances
-from mechanex_jax.constraints.token_index.trie import TokenTries, Trie, ranges
+from mechanex_jax.constraints.token_index.trie import TokenTries, Trie
 from mechanex_jax.constraints.token_index.trie_walk import Exited, Moves, Reached, Walker
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 

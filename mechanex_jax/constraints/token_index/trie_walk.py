@@ -8,8 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mechanex_jax.constraints.automata.minimize import ranges
 from mechanex_jax.constraints.automata.pushdown import DEAD, PushdownAutomaton
-from mechanex_jax.constraints.token_index.trie import Trie, ranges
+from mechanex_jax.constraints.token_index.trie import Trie
 from mechanex_jax.errors import ConstraintError
 
 _FRONTIER = 3_000_000  # pairs handled at once; bounds the memory
