@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
 
+from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CompileLimits
+from mechanex_jax.errors import ConstraintError
+
 JSON_TYPES = NULL, TRUE, FALSE, NUMBER, STRING, OBJECT, ARRAY = tuple(1 << i for i in range(7))
 BOOLEAN = TRUE | FALSE
 ANY_TYPE = 127
@@ -42,9 +45,14 @@ class Formula:
 
 
 class Formulas:
-    """All formulas of one compilation, each made once."""
+    """All formulas of one compilation, each made once.
 
-    def __init__(self) -> None:
+    Args:
+      limits: on how many operands are looked at; beyond them `ConstraintError` is raised.
+    """
+
+    def __init__(self, limits: CompileLimits = DEFAULT_LIMITS):
+        self.steps, self._limits = 0, limits
         self._known: dict[tuple, Formula] = {}
         self._types: dict[tuple[Formula, int], Formula] = {}
         self.true, self.false = self._make("constant", (True,)), self._make("constant", (False,))
@@ -130,6 +138,12 @@ class Formulas:
         return self._make("one", tuple(sorted(rest, key=lambda part: part.number)))
 
     def _join(self, kind: str, parts: Sequence[Formula]) -> Formula:
+        self.steps += len(parts)
+        if self.steps > self._limits.steps:
+            raise ConstraintError(
+                f"json_schema is too large: telling apart what its alternatives leave open takes more than "
+                f"{self._limits.steps:,} steps. Use fewer alternatives (anyOf, oneOf, not, if) that overlap."
+            )
         if kind == "not":
             return self.negation(parts[0])
         return self.all(parts) if kind == "all" else self.any(parts) if kind == "any" else self.exactly_one(parts)

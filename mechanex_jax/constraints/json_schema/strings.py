@@ -100,6 +100,7 @@ class Strings:
         if texts:
             yield literals({leaf.args[1]: i for i, leaf in enumerate(texts)}), lambda i: texts[i : i + 1] if i >= 0 else ()
         if lengths or not leaves:
+            self.limits.meter("A bound on the length of a string")(max((leaf.args[1] for leaf in lengths), default=0))
             yield _thresholds([leaf.args[1] for leaf in lengths]), lambda count: lengths[: max(count, 0)]
         for leaf in leaves:
             if leaf.args[0] in ("pattern", "format"):

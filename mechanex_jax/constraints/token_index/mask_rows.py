@@ -202,7 +202,7 @@ def _compared_levels(
         found = np.searchsorted(levels.state, base, side="left"), np.searchsorted(levels.state, base, side="right")
         level = found[0] + np.searchsorted(levels.cost[found[0] : found[1]], cost[index], side="right") - 1
         if level >= found[0]:
-            distinct.mark(levels.row[level], flags)
+            distinct.mark(int(levels.row[level]), flags)
         for value, keys, (_, _, node) in ((False, keyed[1], fewer), (True, keyed[0], more)):
             begin, end = np.searchsorted(keys, (state[index] * _COSTS, state[index] * _COSTS + cost[index] + 1))
             flags[comparison.trie.items_at(node[begin:end])] = value
