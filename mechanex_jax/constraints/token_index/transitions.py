@@ -261,13 +261,24 @@ def _steps(
 def _with_tokens(walks: _Walks, origin: np.ndarray, node: np.ndarray, token: np.ndarray) -> np.ndarray:
     """`token`, with one that the base's walk has and the state's does not lack for each -1."""
     token = token.copy()
-    for at in np.flatnonzero(token < 0):
-        (comparison,) = (one for one in walks.comparisons if origin[at] in one.states)
-        base = comparison.bases[comparison.states == origin[at]][0]
-        (walk,) = (one for one in walks.walks if base in one.states)
-        has = walk.trie.items_at(walk.reached.node[(walk.reached.origin == base) & (walk.configuration == node[at])])
-        lacks = comparison.trie.items_at(comparison.removed.node[comparison.removed.origin == origin[at]])
-        token[at] = np.setdiff1d(has, lacks)[0]
+    asked = np.flatnonzero(token < 0)
+    for comparison in walks.comparisons if len(asked) else ():
+        order = np.argsort(comparison.removed.origin, kind="stable")
+        removed, lost = comparison.removed.origin[order], comparison.removed.node[order]
+        base_of = dict(zip(comparison.states.tolist(), comparison.bases.tolist(), strict=True))
+        for walk in walks.walks:
+            inside = set(walk.states.tolist())
+            here = [at for at in asked.tolist() if base_of.get(int(origin[at])) in inside]
+            if not here:
+                continue
+            keys = walk.reached.origin * _NODES + walk.configuration
+            order = np.argsort(keys, kind="stable")
+            keys, reached = keys[order], walk.reached.node[order]
+            for at in here:
+                key = base_of[int(origin[at])] * _NODES + node[at]
+                has = walk.trie.items_at(reached[slice(*np.searchsorted(keys, (key, key + 1)))])
+                lacks = comparison.trie.items_at(lost[slice(*np.searchsorted(removed, (origin[at], origin[at] + 1)))])
+                token[at] = has[~np.isin(has, lacks)][0]
     return token
 
 
