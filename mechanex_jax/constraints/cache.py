@@ -92,6 +92,7 @@ def _no_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+            gc.collect(0)  # what was made since, and nothing older
 
 
 def forget() -> None:

@@ -151,6 +151,8 @@ class Rules:
             states[state].calls += states[other].calls
             if states[other].label >= 0:
                 states[state].label = states[other].label
+        for known in self._rules.values():
+            known.callers.clear()  # they hold all that explored them, in circles
         return self.builder.finish(root)
 
     def _check(self) -> None:
