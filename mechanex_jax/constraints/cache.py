@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import re
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from mechanex_jax.constraints.token_index import build
 from mechanex_jax.storage.atomic import write_whole
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
-FORMAT = 2  # raise it whenever tables change, or what a front end makes of a text
+FORMAT = 3  # raise it whenever tables change, or what a front end makes of a text
 MEMORY_BYTES, DISK_BYTES = 256 << 20, 1 << 30
 _SUFFIX = ".safetensors"
 _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{8})"')
@@ -71,13 +72,27 @@ def cached(
         tables = _load(folder / f"{key}{_SUFFIX}")
         compiled = None if tables is None else CompiledConstraint(_automaton_of(tables), vocabulary, tables)
     if compiled is None:
-        automaton = make()
-        tables = build.build(automaton, vocabulary, eos_ids=eos_ids, logits=size, limits=limits)
+        with _no_collection():
+            automaton = make()
+            tables = build.build(automaton, vocabulary, eos_ids=eos_ids, logits=size, limits=limits)
         compiled = CompiledConstraint(automaton, vocabulary, tables)
         if folder is not None:
             _save(folder / f"{key}{_SUFFIX}", tables)
     _remember(key, compiled)
     return compiled
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Pause the cyclic garbage collector: a compile makes many objects and few cycles, and jax's hook in it loses Ctrl-C."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+            gc.collect(0)  # what was made since, and nothing older
 
 
 def forget() -> None:
@@ -106,6 +121,7 @@ def _automaton_of(tables: build.Tables) -> PushdownAutomaton:
         rule=np.zeros(len(tables.label), np.int32),
         names=("the constraint",),
         start=tables.start,
+        longest=tables.longest,
     )
 
 

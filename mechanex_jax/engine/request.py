@@ -267,4 +267,11 @@ def _constraint(loaded: LoadedModel, config: GenerationConfig, room: int) -> Tab
             f"at least {tables.minimum}, which the shortest text that the constraint allows may take",
             "Raise max_tokens, or shorten the prompt.",
         )
+    if room > (most := tables.longest // target.vocabulary.longest):
+        raise expected(
+            "max_tokens",
+            Verbatim(f"room for {room} tokens"),
+            f"at most {most}: a longer text may exceed the constraint's bounds of more than {tables.longest:,} bytes",
+            "Lower max_tokens, or the constraint's largest bounds.",
+        )
     return tables

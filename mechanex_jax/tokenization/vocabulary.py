@@ -98,6 +98,11 @@ class Vocabulary:
         return b"".join(self.bytes_of(int(token)) for token in tokens)
 
     @functools.cached_property
+    def longest(self) -> int:
+        """The number of bytes of the longest token, at least 1."""
+        return max(int(np.diff(self.offsets).max(initial=1)), 1)
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content: equal for tokenizers with which the same ids mean the same text."""
         digest = hashlib.sha256()

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import numpy as np
 
-_ROUNDS = 12
+_ROUNDS = 200
+
+
+def ranges(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """The numbers `low[0] .. high[0] - 1, low[1] .. high[1] - 1, ...` in one array."""
+    counts = high - low
+    total = int(counts.sum())
+    return np.arange(total) + np.repeat(low - np.cumsum(counts) + counts, counts)
 
 
 def unique_rows(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -32,16 +40,73 @@ def coarsest(table: np.ndarray, label: np.ndarray) -> np.ndarray:
     """
     table = np.unique(table, axis=1)
     _, block = np.unique(label, return_inverse=True)
-    count = 0
-    for _ in range(_ROUNDS):
-        distinct, block = unique_rows(np.concatenate([block[:, None], block[table]], axis=1))
-        if len(distinct) == count:
-            break
-        count = len(distinct)
-    else:
+    before = Predecessors(len(table), np.repeat(np.arange(len(table)), table.shape[1]), table.reshape(-1))
+    settled, block = refine(block, before, lambda block, states: block[table[states]], _ROUNDS)
+    if not settled:
         block = _hopcroft(table, block)
     _, first, number = np.unique(block, return_index=True, return_inverse=True)
     return np.argsort(np.argsort(first))[number.reshape(-1)].astype(np.int32)
+
+
+class Predecessors:
+    """The states from which one step leads to given ones.
+
+    Args:
+      size: the number of states.
+      source, target: int [N], steps.
+    """
+
+    def __init__(self, size: int, source: np.ndarray, target: np.ndarray):
+        keys = np.unique(target.astype(np.int64) * size + source)
+        self._source = keys % size
+        self._first = np.searchsorted(keys // size, np.arange(size + 1))
+
+    def of(self, states: np.ndarray) -> np.ndarray:
+        """Ascending, each once."""
+        return np.unique(self._source[ranges(self._first[states], self._first[states + 1])])
+
+
+def refine(
+    block: np.ndarray,
+    before: Predecessors,
+    signature: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    rounds: int,
+) -> tuple[bool, np.ndarray]:
+    """Split blocks by what their states do, so many rounds or until none is split.
+
+    Args:
+      block: int [S], numbers from 0 without gaps.
+      before: the states whose signatures depend on others.
+      signature: of `(block, states)`, integers [N, K], the signatures of those states.
+      rounds: how many.
+
+    Returns:
+      Whether no block would be split any more, and the blocks.
+    """
+    block = block.reshape(-1).astype(np.int64)
+    size = np.bincount(block)
+    dirty = np.arange(len(block))
+    for _ in range(rounds):
+        if not len(dirty):
+            break
+        rows = np.concatenate([block[dirty, None], signature(block, dirty)], axis=1)
+        distinct, group = unique_rows(rows)
+        count = np.bincount(group, minlength=len(distinct))
+        old = distinct[:, 0]
+        # A block of which all members are dirty keeps its number for its largest part.
+        members = np.bincount(block[dirty], minlength=len(size))
+        keeps = np.zeros(len(old), bool)
+        order = np.lexsort((-count, old))
+        heads = order[np.flatnonzero(np.diff(old[order], prepend=-1))]
+        keeps[heads] = members[old[heads]] == size[old[heads]]
+        number = np.where(keeps, old, 0)
+        number[~keeps] = len(size) + np.arange(int((~keeps).sum()))
+        changed = dirty[~keeps[group]]
+        size = np.concatenate([size, count[~keeps]])
+        np.subtract.at(size, old[~keeps], count[~keeps])
+        block[dirty] = number[group]
+        dirty = before.of(changed)
+    return not len(dirty), block
 
 
 def _hopcroft(table: np.ndarray, block: np.ndarray) -> np.ndarray:

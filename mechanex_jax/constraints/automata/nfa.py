@@ -285,7 +285,7 @@ def determinize(node: Node, *, search: bool = False, limits: CompileLimits = DEF
     Args:
       node: an expression.
       search: accept texts that have a matching part, not only those that match as a whole.
-      limits: states, work and time.
+      limits: states and work.
 
     Raises:
       ConstraintError: beyond the limits.

@@ -26,6 +26,7 @@ import numpy as np
 from mechanex_jax.representation import short_repr
 
 DEAD = 0
+LONGEST = (1 << 62) - 1  # bytes: no limit
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,6 +45,8 @@ class PushdownAutomaton:
       rule: int32 [S], whose state it is (index into `names`); copies of a rule for different callers count apart.
       names: the rules' names, for messages.
       start: the first state; 0 if no text is accepted.
+      longest: texts of up to so many bytes are judged exactly; of longer ones a bound beyond that is not held, such as a
+        maxLength of two billion.
     """
 
     __repr__ = short_repr
@@ -57,3 +60,4 @@ class PushdownAutomaton:
     rule: np.ndarray
     names: tuple[str, ...]
     start: int
+    longest: int = LONGEST

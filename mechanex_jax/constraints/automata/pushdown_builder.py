@@ -264,6 +264,7 @@ class _Finish:
 
         for source in of:
             fill(source, ())
+        del fill  # it holds itself, and the tables
 
 
 def _check_ends(pushdown: PushdownAutomaton) -> None:

@@ -35,7 +35,7 @@ def compile_rules(rules: Mapping[str, Node], start: str, limits: CompileLimits =
     Args:
       rules: the body of every rule that `start` reaches, by name; others are ignored.
       start: the rule that a whole text matches.
-      limits: number of states, and time.
+      limits: states and work.
 
     Raises:
       ConstraintError: the language is empty, a limit is exceeded, or no deterministic pushdown automaton was found; the message

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Set
 from typing import Generic, TypeVar
 
 from mechanex_jax.constraints.automata.byte_dfa import ByteDfa
@@ -11,7 +11,7 @@ from mechanex_jax.constraints.automata.dfa import CharDfa
 from mechanex_jax.constraints.json_schema.formula import Formula
 
 Outcome = TypeVar("Outcome", bound=Hashable)
-Valuation = Callable[[Formula], bool]  # the truth of leaves
+Valuation = Set[Formula]  # the leaves that are true
 Decision = Callable[[Valuation], Outcome | None]  # None: not accepted
 
 

@@ -18,6 +18,7 @@ without reading anything, and whatever exceeds the limits on states and time.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CompileLimits
@@ -61,7 +62,7 @@ def pushdown_automaton(
     try:
         formula = translator.formula(documents.root)
         ValueReader(translator, rules, readers).read(rules.builder.start(root), formula, (), lambda truths: end)
-        pushdown = rules.finish(root)
+        pushdown = dataclasses.replace(rules.finish(root), longest=translator.longest)
     except RecursionError:
         raise ConstraintError("json_schema is nested too deeply. Put inner schemas under $defs and refer to them.") from None
     if not pushdown.start:

@@ -6,7 +6,10 @@ value of one JSON type (`to_formula` lists them), about its type, or a reference
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence, Set
+
+from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CompileLimits
+from mechanex_jax.errors import ConstraintError
 
 JSON_TYPES = NULL, TRUE, FALSE, NUMBER, STRING, OBJECT, ARRAY = tuple(1 << i for i in range(7))
 BOOLEAN = TRUE | FALSE
@@ -20,13 +23,16 @@ class Formula:
       kind: "constant", "type", "leaf", "not", "all", "any" or "one" (exactly one holds).
       args: operands; of a constant its value, of a type its bits, of a leaf its name and arguments.
       leaves: the nodes of kind "leaf" and "type" below.
+      of_none, parts: remembered by `holds_of`.
       number: ascending in the order in which formulas are made.
     """
 
-    __slots__ = ("args", "kind", "leaves", "number")
+    __slots__ = ("args", "kind", "leaves", "number", "of_none", "parts")
 
     def __init__(self, kind: str, args: tuple, number: int):
         self.kind, self.args, self.number = kind, args, number
+        self.of_none: bool | None = None  # the truth where no leaf is true, once it has been asked for
+        self.parts: tuple[frozenset[Formula], tuple[Formula, ...]] | None = None  # operands that are leaves, and others
         if kind in ("leaf", "type"):
             self.leaves: frozenset[Formula] = frozenset((self,))
         elif kind == "constant":
@@ -39,9 +45,14 @@ class Formula:
 
 
 class Formulas:
-    """All formulas of one compilation, each made once."""
+    """All formulas of one compilation, each made once.
 
-    def __init__(self) -> None:
+    Args:
+      limits: on how many operands are looked at; beyond them `ConstraintError` is raised.
+    """
+
+    def __init__(self, limits: CompileLimits = DEFAULT_LIMITS):
+        self.steps, self._limits = 0, limits
         self._known: dict[tuple, Formula] = {}
         self._types: dict[tuple[Formula, int], Formula] = {}
         self.true, self.false = self._make("constant", (True,)), self._make("constant", (False,))
@@ -127,6 +138,12 @@ class Formulas:
         return self._make("one", tuple(sorted(rest, key=lambda part: part.number)))
 
     def _join(self, kind: str, parts: Sequence[Formula]) -> Formula:
+        self.steps += len(parts)
+        if self.steps > self._limits.steps:
+            raise ConstraintError(
+                f"json_schema is too large: telling apart what its alternatives leave open takes more than "
+                f"{self._limits.steps:,} steps. Use fewer alternatives (anyOf, oneOf, not, if) that overlap."
+            )
         if kind == "not":
             return self.negation(parts[0])
         return self.all(parts) if kind == "all" else self.any(parts) if kind == "any" else self.exactly_one(parts)
@@ -168,6 +185,34 @@ def holds(formula: Formula, truth: Callable[[Formula], bool]) -> bool:
     if kind == "any":
         return any(holds(arg, truth) for arg in args)
     return sum(holds(arg, truth) for arg in args) == 1
+
+
+def holds_of(formula: Formula, true: Set[Formula]) -> bool:
+    """Evaluate a formula of which the leaves in `true` are true, and no others: quick where they are few."""
+    if not formula.leaves.isdisjoint(true):
+        return _evaluated(formula, true)
+    if formula.of_none is None:
+        formula.of_none = _evaluated(formula, true)
+    return formula.of_none
+
+
+def _evaluated(formula: Formula, true: Set[Formula]) -> bool:
+    kind, args = formula.kind, formula.args
+    if kind == "constant":
+        return args[0]
+    if kind in ("leaf", "type"):
+        return formula in true
+    if kind == "not":
+        return not holds_of(args[0], true)
+    if formula.parts is None:
+        simple = frozenset(arg for arg in args if arg.kind in ("leaf", "type"))
+        formula.parts = simple, tuple(arg for arg in args if arg not in simple)
+    simple, others = formula.parts
+    if kind == "all":
+        return simple <= true and all(holds_of(arg, true) for arg in others)
+    if kind == "any":
+        return not simple.isdisjoint(true) or any(holds_of(arg, true) for arg in others)
+    return len(simple & true) + sum(holds_of(arg, true) for arg in others) == 1
 
 
 def sorted_leaves(formulas: Iterable[Formula]) -> list[Formula]:

@@ -54,7 +54,7 @@ def classify(leaves: Sequence[Formula], decide: Decision[Outcome], limits: Compi
         sizes = dict(zip(bounds, labels[1:], strict=False))
         true = {leaf for leaf, label in zip(others, labels[1 + len(bounds) :], strict=True) if label == 1}
         true.update(leaf for leaf in compared if sizes[leaf.args[1]] == (LESS if leaf.args[0] == "below" else EQUAL))
-        return outcomes.label(true.__contains__)
+        return outcomes.label(true)
 
     dfa = minimize(product(parts, combine, limits))
     return Classifier(to_bytes(dfa), outcomes.outcomes)

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from mechanex_jax.constraints.automata.byte_dfa import ByteDfa
 from mechanex_jax.constraints.json_schema import string_bytes
 from mechanex_jax.constraints.json_schema.classifiers import Valuation
-from mechanex_jax.constraints.json_schema.formula import Formula, holds, sorted_leaves
+from mechanex_jax.constraints.json_schema.formula import Formula, holds_of, sorted_leaves
 from mechanex_jax.constraints.json_schema.strings import Strings
 
-_MAX_POSITIONS = 256
+_MAX_COPIES = 512  # of names, one for each position at which they may come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +41,9 @@ class KeyClasses:
     def __init__(self, strings: Strings, formulas: Sequence[Formula], names: Iterable[str], leaf: Callable[[str], Formula]):
         named = {leaf(name): name for name in names}
 
-        def decide(truth: Valuation) -> KeyClass:
-            true = frozenset(i for i, formula in enumerate(formulas) if holds(formula, truth))
-            return KeyClass(true, next((name for leaf, name in named.items() if truth(leaf)), None))
+        def decide(true_leaves: Valuation) -> KeyClass:
+            true = frozenset(i for i, formula in enumerate(formulas) if holds_of(formula, true_leaves))
+            return KeyClass(true, next((name for leaf, name in named.items() if leaf in true_leaves), None))
 
         classifier = strings.classify(sorted_leaves((*named, *formulas)), decide)
         automaton = classifier.automaton
@@ -62,7 +62,7 @@ class Order:
     """The order in which the names of an object may come.
 
     The names of one `properties` keyword come in its order. Different ones may be mixed in any way, as long as that takes few
-    positions; the names of the first come before any other key. A name comes at most once.
+    positions and names; the names of the first come before any other key. A name comes at most once.
 
     Attributes:
       start: the positions at the beginning.
@@ -87,7 +87,8 @@ class Order:
         lists = [names for names in lists if names]
         lists += [[name] for name in free if name not in taken]
         first = lists[:1]
-        while math.prod(len(names) + 1 for names in lists) > _MAX_POSITIONS and len(lists) > 1:
+        most = _MAX_COPIES / max(sum(map(len, lists)), 1)
+        while math.prod(len(names) + 1 for names in lists) > most and len(lists) > 1:
             # The two shortest become one, in the order in which they stand.
             first_short, second_short = sorted(sorted(range(len(lists)), key=lambda i: len(lists[i]))[:2])
             lists[first_short] = lists[first_short] + lists.pop(second_short)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import time
 from collections import deque
 from collections.abc import Callable
 
@@ -46,7 +45,7 @@ class Rules:
 
     def __init__(self, limits: CompileLimits, whitespace: bool):
         self.builder = Builder()
-        self._limits, self._deadline = limits, time.monotonic() + limits.seconds
+        self._limits = limits
         self._work: deque[Callable[[], None]] = deque()
         self._rules: dict[tuple[str, Formula, Goals], Rule] = {}
         self._calls: list[tuple[int, int, dict[int, int]]] = []
@@ -152,11 +151,13 @@ class Rules:
             states[state].calls += states[other].calls
             if states[other].label >= 0:
                 states[state].label = states[other].label
+        for known in self._rules.values():
+            known.callers.clear()  # they hold all that explored them, in circles
         return self.builder.finish(root)
 
     def _check(self) -> None:
-        if len(self.builder.states) > self._limits.states or time.monotonic() > self._deadline:
+        if len(self.builder.states) > self._limits.states:
             raise ConstraintError(
-                f"json_schema is too large: its automaton needs more than {len(self.builder.states):,} states. Use smaller "
+                f"json_schema is too large: its automaton needs more than {self._limits.states:,} states. Use smaller "
                 "counts and lengths, fewer alternatives that overlap, or additionalProperties: false."
             )

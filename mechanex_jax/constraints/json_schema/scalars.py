@@ -5,7 +5,7 @@ from __future__ import annotations
 from mechanex_jax.constraints.automata.byte_dfa import ByteDfa
 from mechanex_jax.constraints.json_schema import numbers
 from mechanex_jax.constraints.json_schema.classifiers import Classifier, Valuation
-from mechanex_jax.constraints.json_schema.formula import Formula, holds, signature, sorted_leaves
+from mechanex_jax.constraints.json_schema.formula import Formula, holds_of, signature, sorted_leaves
 from mechanex_jax.constraints.json_schema.rules import MAX_LABELS, Rules
 from mechanex_jax.constraints.json_schema.steps import Continuation, Goals, Truths
 from mechanex_jax.constraints.json_schema.string_bytes import LongStrings
@@ -86,7 +86,7 @@ class Scalars:
 
     def _build(self, kind: str, must: Formula, goals: Goals) -> Classifier[Truths]:
         def decide(valuation: Valuation) -> Truths | None:
-            return tuple([holds(goal, valuation) for goal in goals]) if holds(must, valuation) else None
+            return tuple([holds_of(goal, valuation) for goal in goals]) if holds_of(must, valuation) else None
 
         leaves = sorted_leaves((must, *goals))
         if kind == "number":

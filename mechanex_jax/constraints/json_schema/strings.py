@@ -79,7 +79,7 @@ class Strings:
 
         def combine(ends: tuple[int, ...]) -> int:
             true = {leaf for leaves_of, end in zip(true_leaves, ends, strict=True) for leaf in leaves_of(end)}
-            return labels.label(true.__contains__)
+            return labels.label(true)
 
         if len(automata) == 1 and (lengths or combine((-1,)) < 0):
             # Nothing to combine: only what the labels stand for.
@@ -100,6 +100,7 @@ class Strings:
         if texts:
             yield literals({leaf.args[1]: i for i, leaf in enumerate(texts)}), lambda i: texts[i : i + 1] if i >= 0 else ()
         if lengths or not leaves:
+            self.limits.meter("A bound on the length of a string")(max((leaf.args[1] for leaf in lengths), default=0))
             yield _thresholds([leaf.args[1] for leaf in lengths]), lambda count: lengths[: max(count, 0)]
         for leaf in leaves:
             if leaf.args[0] in ("pattern", "format"):
@@ -109,10 +110,10 @@ class Strings:
 def _classify_texts(leaves: Sequence[Formula], decide: Decision[Outcome]) -> Classifier[Outcome] | None:
     """The quick way for sets of texts, None where it does not apply."""
     labels = Labels(decide)
-    others = labels.label(lambda leaf: False)
+    others = labels.label(frozenset())
     if others >= 0 and not all(string_bytes.is_plain(leaf.args[1]) for leaf in leaves):
         return None
-    by_text = {leaf.args[1]: labels.label(lambda other, leaf=leaf: other is leaf) for leaf in leaves}
+    by_text = {leaf.args[1]: labels.label({leaf}) for leaf in leaves}
     by_text = {text: label for text, label in by_text.items() if label != others}
     dfa = string_bytes.of_texts(by_text, others)
     # Where every text has its own label there is nothing to share.

@@ -22,12 +22,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from mechanex_jax.constraints.automata.pushdown import LONGEST
 from mechanex_jax.constraints.json_schema.formula import ARRAY, FALSE, NULL, NUMBER, OBJECT, STRING, TRUE, Formula, Formulas
 from mechanex_jax.constraints.json_schema.numbers import exact
 from mechanex_jax.constraints.json_schema.references import Documents, Place
 from mechanex_jax.constraints.json_schema.strings import Strings
 from mechanex_jax.errors import ConstraintError
 from mechanex_jax.storage.json_values import JsonValue
+
+_MOST_COUNTED = 1 << 20  # characters, items or members; each takes at least a byte
 
 # The formula of a keyword, from the place where it stands and its value, whose type the metaschema has checked.
 Keyword = Callable[["Translator", Place, Any], Formula]
@@ -46,7 +49,13 @@ def keyword(name: str) -> Callable[[Keyword], Keyword]:
 
 def count_bounds(least: str, most: str, bits: int, leaf: str) -> None:
     """Register the two keywords that bound what a leaf counts in values of the types `bits`."""
-    keyword(least)(lambda t, place, value: t.formulas.if_type(bits, t.at_least(leaf, value)))
+
+    def at_least(t: Translator, place: Place, value: float) -> Formula:
+        if value > _MOST_COUNTED:
+            raise refusal(place, least, f"texts of {_MOST_COUNTED:,} bytes and more are not written")
+        return t.formulas.if_type(bits, t.at_least(leaf, value))
+
+    keyword(least)(at_least)
     keyword(most)(lambda t, place, value: t.formulas.if_type(bits, t.at_most(leaf, value)))
 
 
@@ -57,12 +66,14 @@ class Translator:
       documents: where the schemas stand.
       strings: the automata of leaves about strings.
       formulas: all that were made.
+      longest: see `PushdownAutomaton`: counts beyond it are not held.
       chains: orders of names, one for each `properties` keyword and each object among constants.
     """
 
     def __init__(self, documents: Documents, strings: Strings):
         self.documents, self.strings = documents, strings
-        self.formulas = Formulas()
+        self.formulas = Formulas(strings.limits)
+        self.longest = LONGEST
         self.chains: list[tuple[str, ...]] = []
         self._chain_numbers: dict[tuple[str, ...], int] = {}
         self._places: dict[tuple, Place] = {}
@@ -127,7 +138,10 @@ class Translator:
     # -- Leaves ------------------------------------------------------------------------------------------------------------
 
     def at_least(self, name: str, number: float, *before: Formula) -> Formula:
-        """The leaf of a count: true if there are `number` or more."""
+        """The leaf of a count: true if there are `number` or more. False without a leaf for what no text can come to."""
+        if number > _MOST_COUNTED:
+            self.longest = min(self.longest, int(min(number, LONGEST)) - 1)
+            return self.formulas.false
         return self.formulas.leaf(name, *before, int(number)) if number >= 1 else self.formulas.true
 
     def at_most(self, name: str, number: float, *before: Formula) -> Formula:

@@ -32,13 +32,13 @@ class IndexLimits:
     Attributes:
       states: of the automaton.
       bytes: of the finished tables.
-      seconds: to build them.
+      steps: bytes of tokens that states read, those that begin alike counted once.
       depth: how deep calls may nest before the masks lead back out.
     """
 
     states: int = 400_000
     bytes: int = 512 << 20
-    seconds: float = 60.0
+    steps: int = 100_000_000
     depth: int = 128
 
 
@@ -72,6 +72,7 @@ class Tables:
       eos_ids: int32, ascending.
       max_free_depth: how high the stack may grow freely; above it only the nearest way out is allowed.
       max_depth: how high it can grow.
+      longest: see `PushdownAutomaton`.
       vocabulary: the fingerprint.
       size: V.
       stats: sizes, and the seconds it took, for people.
@@ -103,6 +104,7 @@ class Tables:
     eos_ids: np.ndarray
     max_free_depth: int
     max_depth: int
+    longest: int
     vocabulary: str
     size: int
     stats: Mapping[str, float]
@@ -155,7 +157,7 @@ def build(
     pushdown = dataclasses.replace(
         pushdown, returns=np.pad(pushdown.returns, ((0, 0), (0, labels - pushdown.returns.shape[1]))).astype(np.int32)
     )
-    walker = Walker(Moves.of(pushdown), begun + limits.seconds)
+    walker = Walker(Moves.of(pushdown), limits.steps)
     transitions = find_transitions(walker, vocabulary, tries_of(vocabulary, ends))
     if pushdown.start == 0 or transitions.distance[pushdown.start].min() >= UNREACHABLE:
         raise ConstraintError("No text that the constraint accepts can be spelled with this vocabulary.")
@@ -195,6 +197,7 @@ def build(
         eos_ids=int32(ends),
         max_free_depth=max_free_depth,
         max_depth=max_depth,
+        longest=pushdown.longest,
         vocabulary=vocabulary.fingerprint,
         size=size,
         stats={},

@@ -12,10 +12,13 @@ import hashlib
 import numpy as np
 
 from mechanex_jax.constraints.token_index.equivalent_states import mix, mix_rows
+from mechanex_jax.constraints.token_index.loops import LoopContexts, Loops
 from mechanex_jax.constraints.token_index.trie import TokenTries, Trie
 from mechanex_jax.constraints.token_index.trie_walk import Moves
 
 _MOST_KINDS = 256  # beyond that all of them are in one set
+_FEW_TOKENS = 1000  # begin with bytes that lead from a detour straight back to its loop
+_FEW_BYTES = 24  # states that read no more are walked over the whole trie: most of it is dead at once
 
 
 class ReaderSets:
@@ -115,9 +118,11 @@ class WalkPlan:
 
 
 class WalkPlanner:
-    """Finds for states of each rule the trie to walk them over.
+    """Finds for states the trie to walk them over.
 
     Attributes:
+      trie: of all tokens, in columns of the automaton.
+      loops: of the automaton.
       rule: int [S], the rule of each state.
       called: bool [R], rules that have a caller, and those that such a rule hands its frame on to. The frames of other rules
         are never left.
@@ -146,9 +151,39 @@ class WalkPlanner:
         steps = np.stack([pushdown.rule[sources], pushdown.rule[pushdown.target[sources, columns]]], axis=1)
         tail_calls = np.unique(np.concatenate([tail_calls, steps[steps[:, 0] != steps[:, 1]]]), axis=0)
         self.called = _closure(called, tail_calls)
+        self._leaving = (pushdown.label >= 0) & self.called[pushdown.rule]
+        self.loops = Loops.of(moves, self._leaving)
+        self._bytes_read = live @ np.bincount(pushdown.classes, minlength=live.shape[1])
+        self.trie = self._in_columns(tries.trie)
+        first = np.arange(1, tries.trie.first_child[1])
+        below = (tries.trie.end_below - tries.trie.first_item)[first]
+        self._tokens_behind = np.bincount(tries.trie.column[first], below, 256)
+        self._tokens_behind = np.bincount(pushdown.classes, self._tokens_behind, live.shape[1])
+
+    def _in_columns(self, trie: Trie) -> Trie:
+        """A trie of bytes, in columns of the automaton."""
+        return dataclasses.replace(trie, column=self._moves.pushdown.classes[trie.column].astype(np.int32))
 
     def plan(self, states: np.ndarray) -> list[WalkPlan]:
         """`states`, by the tries to walk them over."""
+        home = self.loops.home[states]
+        back = (self._moves.target[states] == home[:, None]) & (home > 0)[:, None]
+        looping = (home == states) | (back @ self._tokens_behind > _FEW_TOKENS)
+        few = ~looping & ((home > 0) | (self._bytes_read[states] <= _FEW_BYTES))
+        plans = self._plan_loops(states[looping]) + self._plan_rules(states[~looping & ~few])
+        return [*plans, WalkPlan(states[few], self.trie)] if few.any() else plans
+
+    def _plan_loops(self, states: np.ndarray) -> list[WalkPlan]:
+        plans = []
+        kinds = self.loops.kind[states]
+        for kind in np.unique(kinds):
+            alike = states[kinds == kind]
+            contexts = LoopContexts(self._moves, self.loops.home, self._leaving, int(alike[0]))
+            plans.append(WalkPlan(alike, self._in_columns(self._tries.folded(contexts.key(), contexts))))
+        return plans
+
+    def _plan_rules(self, states: np.ndarray) -> list[WalkPlan]:
+        """States that see the same bytes within their rules go together."""
         joined: dict[bytes, tuple[np.ndarray, list[np.ndarray]]] = {}
         rules = self.rule[states]
         for rule in np.unique(rules):

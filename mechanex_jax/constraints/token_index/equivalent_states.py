@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mechanex_jax.constraints.token_index.trie import ranges
+from mechanex_jax.constraints.automata.minimize import Predecessors, refine
 from mechanex_jax.constraints.token_index.trie_walk import Moves
 
 
@@ -44,10 +44,9 @@ class Refinement:
             for label in range(pushdown.returns.shape[1]):
                 after.append(pushdown.returns[sites[sites >= 0], label].astype(np.int64))
                 before.append(calls[sites >= 0])
-        keys = np.unique(np.concatenate(after) * size + np.concatenate(before))
-        keys = keys[keys >= size]  # none depends on the dead state
-        self._sources = keys % size
-        self._first = np.searchsorted(keys // size, np.arange(size + 1))
+        source, target = np.concatenate(before), np.concatenate(after)
+        depends = target > 0  # none depends on the dead state
+        self._before = Predecessors(size, source[depends], target[depends])
 
     def _signature(self, block: np.ndarray, states: np.ndarray) -> np.ndarray:
         """The signature of each of `states` under the current blocks."""
@@ -67,32 +66,9 @@ class Refinement:
     def run(self, signature: np.ndarray, rounds: int) -> np.ndarray:
         """Blocks [S] after so many rounds, starting from equal values of `signature` [S]."""
         _, block = np.unique(signature, return_inverse=True)
-        block = block.reshape(-1).astype(np.int64)
-        size = np.bincount(block)
-        dirty = np.arange(len(block))
-        for _ in range(rounds):
-            if not len(dirty):
-                break
-            keys, group = np.unique(self._signature(block, dirty), return_inverse=True)
-            group = group.reshape(-1)
-            count = np.bincount(group, minlength=len(keys))
-            old = np.zeros(len(keys), np.int64)
-            old[group] = block[dirty]
-            members = np.bincount(block[dirty], minlength=len(size))
-            # A block of which all members are dirty keeps its number for its largest part.
-            keeps = np.zeros(len(keys), bool)
-            order = np.lexsort((-count, old))
-            heads = order[np.flatnonzero(np.diff(old[order], prepend=-1))]
-            keeps[heads] = members[old[heads]] == size[old[heads]]
-            number = np.where(keeps, old, 0)
-            number[~keeps] = len(size) + np.arange(int((~keeps).sum()))
-            changed = dirty[~keeps[group]]
-            size = np.concatenate([size, count[~keeps]])
-            np.subtract.at(size, old[~keeps], count[~keeps])
-            block[dirty] = number[group]
-            dirty = np.unique(self._dependent(changed)) if len(changed) else changed
-        return np.unique(block, return_inverse=True)[1].reshape(-1)
 
-    def _dependent(self, states: np.ndarray) -> np.ndarray:
-        """The states whose signature depends on the block of one of `states`."""
-        return self._sources[ranges(self._first[states], self._first[states + 1])]
+        def numbered(block: np.ndarray, states: np.ndarray) -> np.ndarray:
+            return np.unique(self._signature(block, states), return_inverse=True)[1].reshape(-1, 1)
+
+        _, block = refine(block, self._before, numbered, rounds)
+        return np.unique(block, return_inverse=True)[1].reshape(-1)

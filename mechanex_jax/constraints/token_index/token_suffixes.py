@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mechanex_jax.constraints.automata.minimize import ranges, unique_rows
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.token_index import trie as tries
+from mechanex_jax.constraints.token_index.equivalent_states import mix
 from mechanex_jax.constraints.token_index.tokens_to_finish import UNREACHABLE
 from mechanex_jax.constraints.token_index.transitions import Transitions
-from mechanex_jax.constraints.token_index.trie_walk import Walker
+from mechanex_jax.constraints.token_index.trie_walk import Exited, Walker
 from mechanex_jax.errors import ConstraintError
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
@@ -65,8 +67,8 @@ class TokenSuffixes:
           ConstraintError: the table of suffixes and return states is too large.
         """
         labels = node_distance.shape[1]
-        codes, suffix_distance = self._codes(node_distance, base_distance)
-        codes, image = self._merged(codes, labels)
+        cells, suffix_distance = self._cells(node_distance, base_distance)
+        codes, image = self._merged(cells, labels)
         block, token, suffix, label = self.leaving
         live = np.any(codes != 0, axis=0)[image[suffix]] if len(suffix) else np.zeros(0, bool)
         block, token, suffix, label = block[live], token[live], image[suffix[live]], label[live]
@@ -77,7 +79,7 @@ class TokenSuffixes:
         blocks = len(self.transitions.representative)
         return SuffixTables(
             suffix_row=self.row_of_state,
-            suffix_code=codes if self.count else np.zeros((len(codes), 1), np.int64),
+            suffix_code=codes if self.count else np.zeros((len(codes), 1), np.int32),
             suffix_distance=suffix_distance,
             first_group=np.searchsorted(groups // (columns * labels), np.arange(blocks + 1)),
             group_suffix=groups // labels % columns,
@@ -86,45 +88,66 @@ class TokenSuffixes:
             entry_token=token[order],
         )
 
-    def _codes(self, node_distance: np.ndarray, base_distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`suffix_code`, with columns as suffixes are numbered here, and `suffix_distance`."""
+    def _cells(self, node_distance: np.ndarray, base_distance: np.ndarray) -> tuple[_Cells, np.ndarray]:
+        """The entries of `suffix_code` that are not 0, with columns as suffixes are numbered here, and `suffix_distance`."""
         labels = node_distance.shape[1]
-        if (len(self.states) + 1) * max(self.count, 1) > _MOST_CELLS:
-            raise ConstraintError(
-                f"The constraint is too large: {self.count:,} suffixes of tokens meet {len(self.states):,} kinds of return. "
-                "Use smaller bounds."
-            )
-        codes = np.zeros((len(self.states) + 1, self.count), np.int64)
         row, suffix, node = self.staying
         needed = node_distance[node]
         live = (needed < UNREACHABLE).any(axis=1)
         row, suffix, needed = row[live], suffix[live], needed[live]
         relative = np.where(needed < UNREACHABLE, needed - base_distance[self.states[row - 1]], UNREACHABLE)
-        distances, number = np.unique(relative.reshape(-1, labels), axis=0, return_inverse=True)
-        codes[row, suffix] = 1 + number.reshape(-1)
-        row, suffix, next_suffix, label = self.leaving_again
-        codes[row, suffix] = -1 - (next_suffix * labels + label)
+        distances, number = unique_rows(relative.reshape(-1, labels))
+        again_row, again_suffix, next_suffix, label = self.leaving_again
+        columns = (row, again_row), (suffix, again_suffix), (1 + number, -1 - (next_suffix * labels + label))
+        cells = _Cells(*map(np.concatenate, columns))
         while True:  # a suffix that nothing can be made of is none; so are those that come to it
-            dead = np.all(codes == 0, axis=0)
-            lost = (codes < 0) & dead[(-1 - np.minimum(codes, -1)) // labels]
-            if not lost.any():
-                return codes, distances
-            codes[lost] = 0
+            dead = np.bincount(cells.suffix, minlength=self.count) == 0
+            lost = np.flatnonzero(cells.code < 0)
+            lost = lost[dead[(-1 - cells.code[lost]) // labels]]
+            if not len(lost):
+                return cells, distances
+            cells = _Cells(*(np.delete(column, lost) for column in cells))
 
-    def _merged(self, codes: np.ndarray, labels: int) -> tuple[np.ndarray, np.ndarray]:
-        """The table with suffixes of one column made one, and the new number of each suffix."""
-        image = np.arange(self.count)
-        width = self.count + 1
+    def _merged(self, cells: _Cells, labels: int) -> tuple[np.ndarray, np.ndarray]:
+        """The table with suffixes of one column made one, and the new number of each suffix.
+
+        Raises:
+          ConstraintError: it is too large.
+        """
+        order = np.argsort(cells.suffix, kind="stable")
+        row, suffix, code = _Cells(*(column[order] for column in cells))
+        place = mix(mix(row))  # once more than a code: the two are not to be confused
+        again = code < 0
+        next_suffix, label = np.divmod(-1 - np.minimum(code, -1), labels)
+        begins = np.flatnonzero(np.diff(suffix, prepend=-1))
+        image, columns = np.arange(self.count), self.count + 1
         while self.count:
-            again = codes < 0
-            next_suffix, label = np.divmod(-1 - np.minimum(codes, -1), labels)
-            renamed = np.where(again, -1 - (image[next_suffix] * labels + label), codes)
-            columns, first, number = np.unique(renamed, axis=1, return_index=True, return_inverse=True)
+            renamed = np.where(again, -1 - (image[next_suffix] * labels + label), code)
+            content = np.zeros(self.count, np.uint64)
+            if len(begins):
+                content[suffix[begins]] = np.add.reduceat(mix(mix(renamed) + place), begins)
+            distinct, number = np.unique(content, return_inverse=True)
             image = number.reshape(-1)
-            if columns.shape[1] >= width:
-                return np.where(again, -1 - (image[next_suffix] * labels + label), codes)[:, first], image
-            width = columns.shape[1]
+            if len(distinct) >= columns:
+                break
+            columns = len(distinct)
+        columns = columns if self.count else 0
+        if (len(self.states) + 1) * columns > _MOST_CELLS:
+            raise ConstraintError(
+                f"The constraint is too large: {columns:,} suffixes of tokens meet {len(self.states):,} kinds of return. "
+                "Use smaller bounds."
+            )
+        codes = np.zeros((len(self.states) + 1, columns), np.int32)
+        codes[row, image[suffix]] = np.where(again, -1 - (image[next_suffix] * labels + label), code)
         return codes, image
+
+
+class _Cells(NamedTuple):
+    """Entries of a table."""
+
+    row: np.ndarray
+    suffix: np.ndarray
+    code: np.ndarray
 
 
 def token_suffixes(walker: Walker, transitions: Transitions, vocabulary: Vocabulary) -> TokenSuffixes:
@@ -182,13 +205,9 @@ def _leaving(
     spelled = pushdown.classes[vocabulary.bytes] if len(vocabulary.bytes) else vocabulary.bytes
     spelling, ends = spelled.astype(np.uint8).tobytes(), vocabulary.offsets
     parts = []
-    for walk in transitions.walks:
-        exited = walk.exited
-        owner = block_of[exited.origin]
-        kept = owner >= 0
-        token, counts = walk.trie.items_below(exited.node[kept])
-        owner, depth, label = (np.repeat(column[kept], counts) for column in (owner, exited.depth, exited.label))
-        kept = live[spelled[ends[token] + depth]]
+    for state, token, depth, label in _leaving_tokens(transitions):
+        owner = block_of[state]
+        kept = (owner >= 0) & live[spelled[ends[token] + depth]]
         parts.append((owner[kept], token[kept].astype(np.int64), depth[kept], label[kept]))
     block, token, depth, label = (np.concatenate(column) for column in zip(*parts, strict=True))
     pairs, which = np.unique(token * _POSITIONS + depth, return_inverse=True)
@@ -196,3 +215,26 @@ def _leaving(
     low, high = (ends[token_of_pair] + position).tolist(), ends[token_of_pair + 1].tolist()
     suffix = np.array([_number(numbers, spelling[a:b]) for a, b in zip(low, high, strict=True)], np.int64)
     return block, token, suffix[which.reshape(-1)], label
+
+
+def _leaving_tokens(transitions: Transitions) -> list[tuple[np.ndarray, ...]]:
+    """State, token, the depth at which it leaves its frame, and the label."""
+
+    def of(trie: tries.Trie, exited: Exited) -> tuple[np.ndarray, ...]:
+        token, counts = trie.items_below(exited.node)
+        state, depth, label = (np.repeat(column, counts) for column in (exited.origin, exited.depth, exited.label))
+        return state, token, depth, label
+
+    parts = [of(walk.trie, walk.exited) for walk in transitions.walks]
+    walked = tuple(np.concatenate(column) for column in zip(*parts, strict=True))
+    order = np.argsort(walked[0], kind="stable")
+    state = walked[0][order]
+    for comparison in transitions.comparisons:
+        low, high = (np.searchsorted(state, comparison.bases, side=side) for side in ("left", "right"))
+        at = order[ranges(low, high)]
+        compared = np.repeat(comparison.states, high - low)
+        removed, token, *_ = of(comparison.trie, comparison.removed_exits)
+        kept = ~np.isin(compared * _POSITIONS**2 + walked[1][at], removed * _POSITIONS**2 + token)
+        parts.append((compared[kept], *(column[at][kept] for column in walked[1:])))
+        parts.append(of(comparison.trie, comparison.added_exits))
+    return parts

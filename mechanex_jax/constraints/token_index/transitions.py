@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
+from mechanex_jax.constraints.automata.minimize import ranges
 from mechanex_jax.constraints.token_index.byte_classes import WalkPlanner
+from mechanex_jax.constraints.token_index.differences import differences
 from mechanex_jax.constraints.token_index.equivalent_states import Refinement, mix, mix_rows
 from mechanex_jax.constraints.token_index.tokens_to_finish import UNREACHABLE, Configurations, shortest_distances
-from mechanex_jax.constraints.token_index.trie import TokenTries, Trie, ranges
+from mechanex_jax.constraints.token_index.trie import TokenTries, Trie
 from mechanex_jax.constraints.token_index.trie_walk import Exited, Moves, Reached, Walker
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 _MOST_PAIRS = 400_000  # (state, token) pairs that may be walked to solve distances of states that share another's walk
+_NODES = 1 << 32  # a state and a node or token, as one number
 _WITNESSES = 2  # tokens looked at for each such state and label, where all would be too many
 
 
@@ -35,12 +39,37 @@ class Walk:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """Some states walked where they differ from their bases; the rest of their walks is that of the bases.
+
+    Attributes:
+      trie: all tokens.
+      states: the walked states; `origin` in the next four is a state.
+      bases: of each, a state of `Transitions.walks`.
+      added, added_exits: what the base's walk does not have.
+      removed, removed_exits: what only the base's walk has.
+      added_node, removed_node: the nodes of `Configurations` of the rows of `added` and `removed`.
+    """
+
+    trie: Trie
+    states: np.ndarray
+    bases: np.ndarray
+    added: Reached
+    added_exits: Exited
+    removed: Reached
+    removed_exits: Exited
+    added_node: np.ndarray
+    removed_node: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Transitions:
     """Where every token leads from every state.
 
     Attributes:
       configurations: the nodes that walks end at.
       walks: all walks.
+      comparisons: of states that have a base.
       block: int [S]; states of one block have the same masks, relative to their distances. Block 0 is the dead state.
       representative: int [B], the state of each block that was walked.
       distance: int32 [S, K], tokens that a frame needs to end with each label.
@@ -49,6 +78,7 @@ class Transitions:
 
     configurations: Configurations
     walks: list[Walk]
+    comparisons: list[Comparison]
     block: np.ndarray
     representative: np.ndarray
     distance: np.ndarray
@@ -67,20 +97,18 @@ def find_transitions(walker: Walker, vocabulary: Vocabulary, tries: TokenTries) 
     kind[0] = 0
     block = _numbered(refinement.run(kind, rounds))
     walked = np.unique(block, return_index=True)[1]
-    configurations = Configurations(pushdown, walker.stacks)
-    walks = _walks(walker, configurations, planner, walked[walked > 0])
-    source, after = _steps(walker, vocabulary, configurations, walks, block, walked)
-    distance, height = shortest_distances(pushdown, configurations, source, after)
+    walks = _Walks(walker, planner)
+    walks.add(walked[walked > 0])
+    source, after = _steps(walker, vocabulary, walks, block, walked)
+    distance, height = shortest_distances(pushdown, walks.configurations, source, after)
     distance = distance[: len(pushdown.label)]
 
     # Distances may differ along a block: split it where they change differently.
     finer = _numbered(refinement.run(mix_rows(np.concatenate([block[:, None], _slopes(moves, distance)], axis=1)), rounds))
     representative = np.unique(finer, return_index=True)[1]
     representative[finer[walked]] = walked
-    not_walked = np.setdiff1d(representative, walked)
-    if len(not_walked):
-        walks += _walks(walker, configurations, planner, not_walked)
-    return Transitions(configurations, walks, finer, representative, distance, height)
+    walks.add(np.setdiff1d(representative, walked))
+    return Transitions(walks.configurations, walks.walks, walks.comparisons, finer, representative, distance, height)
 
 
 def _numbered(block: np.ndarray) -> np.ndarray:
@@ -110,48 +138,115 @@ def _slopes(moves: Moves, distance: np.ndarray) -> np.ndarray:
     return np.concatenate([steps, mix_rows(finite)[:, None]], axis=1)
 
 
-def _walks(walker: Walker, configurations: Configurations, planner: WalkPlanner, states: np.ndarray) -> list[Walk]:
-    walks = []
-    for plan in planner.plan(states):
-        reached, exited = walker.walk(plan.trie, plan.states, leave_at_once=False)
-        reached = reached._replace(origin=plan.states[reached.origin])
-        exited = exited._replace(origin=plan.states[exited.origin])
-        called = planner.called[planner.rule[exited.origin]]
-        exited = Exited(*(column[called] for column in exited))
-        node = configurations.nodes(reached.state, reached.stack)
-        walks.append(Walk(plan.trie, plan.states, reached, exited, node))
-    return walks
+class _Walks:
+    """The walks made so far."""
+
+    def __init__(self, walker: Walker, planner: WalkPlanner):
+        self.configurations = Configurations(walker.moves.pushdown, walker.stacks)
+        self.walks: list[Walk] = []
+        self.comparisons: list[Comparison] = []
+        self._walker, self._planner = walker, planner
+        self._walked = np.zeros(len(walker.moves.target), bool)
+
+    def add(self, states: np.ndarray) -> None:
+        """Walk states that were not walked before, but for those that may have been as bases."""
+        bases = self._planner.loops.base[states]
+        like, bases = states[bases > 0], bases[bases > 0]
+        alone = np.unique(np.concatenate([np.setdiff1d(states, like), bases]))
+        alone = alone[~self._walked[alone]]
+        self._walked[alone] = True
+        for plan in self._planner.plan(alone):
+            reached, exited = self._walker.walk(plan.trie, plan.states, leave_at_once=False)
+            reached, exited = self._named(plan.states, reached, exited)
+            self.walks.append(Walk(plan.trie, plan.states, reached, exited, self._nodes(reached)))
+        if len(like):
+            found = differences(self._walker, self._planner.trie, like, bases)
+            added, added_exits = self._named(like, found.added, found.added_exits)
+            removed, removed_exits = self._named(like, found.removed, found.removed_exits)
+            nodes = self._nodes(added), self._nodes(removed)
+            self.comparisons.append(
+                Comparison(self._planner.trie, like, bases, added, added_exits, removed, removed_exits, *nodes)
+            )
+
+    def _named(self, states: np.ndarray, reached: Reached, exited: Exited) -> tuple[Reached, Exited]:
+        """With states as origins, and without exits from frames that are never left."""
+        reached = reached._replace(origin=states[reached.origin])
+        exited = exited._replace(origin=states[exited.origin])
+        called = self._planner.called[self._planner.rule[exited.origin]]
+        return reached, Exited(*(column[called] for column in exited))
+
+    def _nodes(self, reached: Reached) -> np.ndarray:
+        return self.configurations.nodes(reached.state, reached.stack)
+
+
+class _Edges(NamedTuple):
+    """Edges (state, node behind some token): how many tokens, and one of them."""
+
+    state: np.ndarray
+    node: np.ndarray
+    tokens: np.ndarray
+    token: np.ndarray
+
+
+def _edges(trie: Trie, reached: Reached, node: np.ndarray) -> _Edges:
+    keys, first, inverse = np.unique(reached.origin * _NODES + node, return_index=True, return_inverse=True)
+    counts = (trie.end_own - trie.first_item)[reached.node]
+    tokens = np.bincount(inverse.reshape(-1), counts, len(keys)).astype(np.int64)
+    return _Edges(keys // _NODES, keys % _NODES, tokens, trie.items[trie.first_item[reached.node[first]]])
+
+
+def _compared_edges(comparison: Comparison, edges: _Edges) -> _Edges:
+    """The edges of compared states, from those of all others, which are sorted by state."""
+    added = _edges(comparison.trie, comparison.added, comparison.added_node)
+    removed = _edges(comparison.trie, comparison.removed, comparison.removed_node)
+    low, high = (np.searchsorted(edges.state, comparison.bases, side=side) for side in ("left", "right"))
+    at = ranges(low, high)
+    state, node = np.repeat(comparison.states, high - low), edges.node[at]
+    tokens, token = edges.tokens[at].copy(), edges.token[at].copy()
+    keys = state * _NODES + node
+    lost = removed.state * _NODES + removed.node
+    order = np.argsort(keys, kind="stable")
+    place = order[np.searchsorted(keys[order], lost)]
+    tokens[place] -= removed.tokens
+    # Where the token that stands for an edge is one that the state lacks, another has to.
+    lacking = np.repeat(comparison.removed.origin, _own(comparison.trie, comparison.removed.node)) * _NODES
+    lacking += comparison.trie.items_at(comparison.removed.node)
+    lacking.sort()
+    token[np.isin(state * _NODES + token, lacking)] = -1
+    kept = tokens > 0
+    joint = (np.concatenate(pair) for pair in zip((state[kept], node[kept], tokens[kept], token[kept]), added, strict=True))
+    return _Edges(*joint)
+
+
+def _own(trie: Trie, nodes: np.ndarray) -> np.ndarray:
+    """How many items end at each node."""
+    return (trie.end_own - trie.first_item)[nodes]
 
 
 def _steps(
-    walker: Walker,
-    vocabulary: Vocabulary,
-    configurations: Configurations,
-    walks: list[Walk],
-    block: np.ndarray,
-    walked: np.ndarray,
+    walker: Walker, vocabulary: Vocabulary, walks: _Walks, block: np.ndarray, walked: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Edges (state, node behind a token) for all states: of walked ones all, of the others all or the most promising."""
-    sources, after = [], []
+    configurations = walks.configurations
+    parts = [_edges(walk.trie, walk.reached, walk.configuration) for walk in walks.walks]
+    edges = _Edges(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+    order = np.argsort(edges.state, kind="stable")
+    edges = _Edges(*(column[order] for column in edges))
+    compared = [_compared_edges(comparison, edges) for comparison in walks.comparisons]
+    edges = _Edges(*(np.concatenate(column) for column in zip(edges, *compared, strict=True)))
+    sources, after = [edges.state], [edges.node]
     counts = np.bincount(block)
     others = np.setdiff1d(np.arange(1, len(block)), walked)
-    shared = np.zeros(len(block), bool)  # walks that other states share
-    shared[walked[np.flatnonzero(counts > 1)]] = True
-    edges: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for walk in walks:
-        keys = walk.reached.origin * (1 << 32) + walk.configuration
-        _, first = np.unique(keys, return_index=True)
-        sources.append(walk.reached.origin[first])
-        after.append(walk.configuration[first])
-        first = first[shared[walk.reached.origin[first]]]
-        token = walk.trie.items[walk.trie.first_item[walk.reached.node[first]]]
-        edges.append((walk.reached.origin[first], walk.configuration[first], token))
     if len(others):
-        origin, node, token = (np.concatenate(column) for column in zip(*edges, strict=True))
+        shared = np.zeros(len(block), bool)  # walks that other states share
+        shared[walked[np.flatnonzero(counts > 1)]] = True
+        kept = shared[edges.state]
+        origin, node, token = edges.state[kept], edges.node[kept], edges.token[kept]
         pairs = int((counts[block[origin]] - 1).sum())
         if pairs > _MOST_PAIRS:
             kept = _promising(walker, configurations, origin, node, counts[block[origin]])
             origin, node, token = origin[kept], node[kept], token[kept]
+        token = _with_tokens(walks, origin, node, token)
         order = np.argsort(block[origin], kind="stable")
         token, owner = token[order], block[origin][order]
         low = np.searchsorted(owner, block[others])
@@ -161,6 +256,30 @@ def _steps(
         sources.append(state[target > 0])
         after.append(configurations.nodes(target[target > 0], stack[target > 0]))
     return np.concatenate(sources), np.concatenate(after)
+
+
+def _with_tokens(walks: _Walks, origin: np.ndarray, node: np.ndarray, token: np.ndarray) -> np.ndarray:
+    """`token`, with one that the base's walk has and the state's does not lack for each -1."""
+    token = token.copy()
+    asked = np.flatnonzero(token < 0)
+    for comparison in walks.comparisons if len(asked) else ():
+        order = np.argsort(comparison.removed.origin, kind="stable")
+        removed, lost = comparison.removed.origin[order], comparison.removed.node[order]
+        base_of = dict(zip(comparison.states.tolist(), comparison.bases.tolist(), strict=True))
+        for walk in walks.walks:
+            inside = set(walk.states.tolist())
+            here = [at for at in asked.tolist() if base_of.get(int(origin[at])) in inside]
+            if not here:
+                continue
+            keys = walk.reached.origin * _NODES + walk.configuration
+            order = np.argsort(keys, kind="stable")
+            keys, reached = keys[order], walk.reached.node[order]
+            for at in here:
+                key = base_of[int(origin[at])] * _NODES + node[at]
+                has = walk.trie.items_at(reached[slice(*np.searchsorted(keys, (key, key + 1)))])
+                lacks = comparison.trie.items_at(lost[slice(*np.searchsorted(removed, (origin[at], origin[at] + 1)))])
+                token[at] = has[~np.isin(has, lacks)][0]
+    return token
 
 
 def _read(walker: Walker, vocabulary: Vocabulary, state: np.ndarray, token: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

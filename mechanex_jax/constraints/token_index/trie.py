@@ -9,10 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
+from mechanex_jax.constraints.automata.minimize import ranges
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 _WIDTH = 256
-_MOST_FOLDED, _MOST_VOCABULARIES = 24, 4  # how many are remembered
+_MOST_FOLDED, _MOST_VOCABULARIES = 128, 4  # how many are remembered
 
 
 class ByteContexts(Protocol):
@@ -31,13 +32,6 @@ class ByteContexts(Protocol):
     def after(self, number: int, column: int) -> int:
         """The set that may be reading once set `number` has read `column`."""
         ...
-
-
-def ranges(low: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """The numbers `low[0] .. high[0] - 1, low[1] .. high[1] - 1, ...` in one array."""
-    counts = high - low
-    total = int(counts.sum())
-    return np.arange(total) + np.repeat(low - np.cumsum(counts) + counts, counts)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

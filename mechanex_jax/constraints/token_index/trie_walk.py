@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import NamedTuple
 
 import numpy as np
 
+from mechanex_jax.constraints.automata.minimize import ranges
 from mechanex_jax.constraints.automata.pushdown import DEAD, PushdownAutomaton
-from mechanex_jax.constraints.token_index.trie import Trie, ranges
+from mechanex_jax.constraints.token_index.trie import Trie
 from mechanex_jax.errors import ConstraintError
 
 _FRONTIER = 3_000_000  # pairs handled at once; bounds the memory
@@ -126,10 +126,15 @@ class Moves:
 
 
 class Walker:
-    """Walks one automaton; all its walks number their stacks alike (`stacks`)."""
+    """Walks one automaton; all its walks number their stacks alike (`stacks`).
 
-    def __init__(self, moves: Moves, deadline: float):
-        self.moves, self.deadline = moves, deadline
+    Args:
+      moves: the automaton's.
+      limit: how many bytes may be read in all, one for each state and place in a trie; None for any number.
+    """
+
+    def __init__(self, moves: Moves, limit: int | None = None):
+        self.moves, self.limit, self.steps = moves, limit, 0
         self.stacks = Stacks(len(moves.pushdown.returns))
         self.highest = 0
 
@@ -140,6 +145,12 @@ class Walker:
           state (0: dead or left), stack, and the label with which the frame at the walk's bottom was left, else -1.
         """
         moves, pushdown = self.moves, self.moves.pushdown
+        self.steps += len(state)
+        if self.limit is not None and self.steps > self.limit:
+            raise ConstraintError(
+                f"The constraint is too large: its states read more than {self.limit:,} bytes of tokens. Use smaller bounds, "
+                "or fewer different ways to go on."
+            )
         exit_label = np.full(len(state), -1, np.int64)
         target = moves.target[state, column]
         source, stack = state, stack.copy()
@@ -182,8 +193,6 @@ class Walker:
         reached: list[tuple[np.ndarray, ...]] = []
         exited: list[tuple[np.ndarray, ...]] = []
         while pending:
-            if time.monotonic() > self.deadline:
-                raise ConstraintError("The constraint is too large: its tables take too long to build. Use smaller bounds.")
             depth, origin, node, state, stack = pending.pop()
             counts = np.diff(trie.first_child)[node]
             total = int(counts.sum())
@@ -208,8 +217,8 @@ class Walker:
             reached.append((origin[ends], node[ends], state[ends], stack[ends]))
             if len(origin):
                 pending.append((depth + 1, origin, node, state, stack))
-        return Reached(*_joined(reached)), Exited(*_joined(exited))
+        return Reached(*joined(reached)), Exited(*joined(exited))
 
 
-def _joined(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+def joined(parts: list[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
     return [np.concatenate(column) for column in zip(*parts, strict=True)] if parts else [np.zeros(0, np.int64)] * 4
