@@ -16,6 +16,6 @@ are. A new leaf is one more row of the table in `to_formula`, and a case in the 
 Cases for all go to `tests/support/schema_cases.py`.
 """
 
-from mechanex_jax.constraints.json_schema.compile import pushdown_automaton, read
+from mechanex_jax.constraints.json_schema.compile import pushdown_automaton
 
-__all__ = ["pushdown_automaton", "read"]
+__all__ = ["pushdown_automaton"]

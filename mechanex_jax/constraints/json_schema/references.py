@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import jsonschema_specifications
@@ -14,6 +14,7 @@ import referencing
 import referencing.exceptions
 import referencing.jsonschema
 
+from mechanex_jax.constraints.sources import Schema
 from mechanex_jax.errors import ConstraintError
 from mechanex_jax.storage.json_values import JsonValue
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from referencing import Specification
     from referencing._core import Resolved, Resolver
     from referencing.jsonschema import Schema as AnySchema
-
-Schema: TypeAlias = "bool | Mapping[str, JsonValue]"
 
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
 _DEFINITIONS = re.compile(r"#|#/(\$defs|definitions)/[^/]*")  # references whose targets have been checked with the document

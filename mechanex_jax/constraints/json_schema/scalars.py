@@ -15,7 +15,7 @@ from mechanex_jax.constraints.json_schema.to_automaton import ValueReader
 _MAX_INLINE = 24  # states up to which an automaton is copied where it is read, rather than called
 
 # Automata kept between compilations: most schemas ask for the same few.
-_SHARED: dict[tuple[str, tuple], Classifier[Truths]] = {}
+_SHARED: dict[tuple[str, bool, tuple], Classifier[Truths]] = {}
 _MAX_SHARED = 1024
 _MAX_SHARED_STATES = 1000
 
@@ -23,7 +23,8 @@ _MAX_SHARED_STATES = 1000
 class Scalars:
     """The readers of numbers and strings of one schema."""
 
-    def __init__(self, strings: Strings, rules: Rules):
+    def __init__(self, strings: Strings, rules: Rules, short_numbers: bool):
+        self._short_numbers = short_numbers
         self._strings, self._rules, self._builder = strings, rules, rules.builder
         self._long_strings = LongStrings(rules.builder)
         self._classifiers: dict[tuple[str, Formula, Goals], Classifier[Truths]] = {}
@@ -75,7 +76,7 @@ class Scalars:
         """The automaton of the numbers or strings for which `must` holds, with the truths of the goals."""
         known = self._classifiers.get((kind, must, goals))
         if known is None:
-            key = (kind, signature((must, *goals)))
+            key = (kind, self._short_numbers, signature((must, *goals)))
             known = _SHARED.get(key) or self._build(kind, must, goals)
             if key not in _SHARED and known.size < _MAX_SHARED_STATES:
                 if len(_SHARED) >= _MAX_SHARED:
@@ -90,5 +91,5 @@ class Scalars:
 
         leaves = sorted_leaves((must, *goals))
         if kind == "number":
-            return numbers.classify(leaves, decide, self._strings.limits)
+            return numbers.classify(leaves, decide, self._strings.limits, short=self._short_numbers)
         return self._strings.classify(leaves, decide)
