@@ -43,6 +43,7 @@ def _json_schema(source: object, options: JsonOptions) -> Source:
     from mechanex_jax.constraints import json_schema
 
     read = sources.read_schema(source)
+    json_schema.warn_of_misspelt(read.schema)
     closed = read.closed if options.closed is None else options.closed
     options = dataclasses.replace(options, closed=closed)
     return Source(

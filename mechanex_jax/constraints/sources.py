@@ -64,7 +64,7 @@ def is_schema_class(source: object) -> bool:
     return (
         hasattr(source, "model_json_schema")
         or (isinstance(source, type) and (dataclasses.is_dataclass(source) or issubclass(source, enum.Enum)))
-        or typing.is_typeddict(source)
+        or (isinstance(source, type) and issubclass(source, dict) and hasattr(source, "__total__"))  # a TypedDict
         or typing.get_origin(source) is not None
         or (not isinstance(source, Mapping) and callable(getattr(source, "json_schema", None)))
     )
