@@ -64,7 +64,8 @@ def pushdown_automaton(
         formula = translator.formula(documents.root)
         if read.closed if options.closed is None else options.closed:
             formula = translator.formulas.all((formula, closed.closed(translator, documents.root)))
-        ValueReader(translator, rules, readers).read(rules.builder.start(root), formula, (), lambda truths: end)
+        values = ValueReader(translator, rules, readers, scalars.read_distinct_string)
+        values.read(rules.builder.start(root), formula, (), lambda truths: end)
         pushdown = rules.finish(root)
     except RecursionError:
         raise ConstraintError("json_schema is nested too deeply. Put inner schemas under $defs and refer to them.") from None

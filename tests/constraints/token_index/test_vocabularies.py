@@ -112,7 +112,7 @@ def built(vocabularies):
         vocabulary, eos = vocabularies[kind]
         found = tables.build(pushdown, vocabulary, eos_ids=[eos])
         automaton = pack_constraints([found], vocabulary)
-        per_row = ("start", "unconstrained", "max_free_depth", "eos_row", "classes")
+        per_row = ("start", "unconstrained", "max_free_depth", "eos_row", "quote_row", "classes")
         one = {field: getattr(automaton, field)[0] for field in per_row}
         return pushdown, found, jax.device_put(dataclasses.replace(automaton, **one))
 
