@@ -106,7 +106,7 @@ class _ArrayRule(ContainerRule):
                 if not set(unique) <= set(parts):
                     raise ConstraintError(
                         f"uniqueItems at {path} cannot be held exactly: other keywords ask whether it holds (not, oneOf, if "
-                        f"or anyOf), and the items can have more than {_MAX_DISTINCT} values. Leave it out and check it afterwards."
+                        f"or anyOf), and the items can have more than {_MAX_DISTINCT} values. Leave it out and check later."
                     )
                 self.distinct_at, changes = path, dict.fromkeys(unique, f.true)
         return Remainder(f.substitute(must, changes), tuple(f.substitute(goal, changes) for goal in goals))
