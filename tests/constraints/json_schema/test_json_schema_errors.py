@@ -9,7 +9,7 @@ from mechanex_jax.constraints import json_schema
 from mechanex_jax.constraints.automata.dfa import CompileLimits
 from mechanex_jax.errors import ConstraintError
 
-_ITEMS = {"properties": {"tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}}}
+_ITEMS = {"properties": {"tags": {"type": "array", "items": {"type": "string", "maxLength": 9}, "uniqueItems": True}}}
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,9 @@ _ITEMS = {"properties": {"tags": {"type": "array", "items": {"type": "string"}, 
         ("{", ["JSON text"]),
         ({"enum": [{1, 2}]}, ["written as JSON"]),
         ({"const": float("nan")}, ["written as JSON"]),
-        (_ITEMS, ["uniqueItems", "#/properties/tags"]),
+        (_ITEMS, ["uniqueItems", "#/properties/tags", "length is limited"]),
+        ({"type": "array", "uniqueItems": True}, ["uniqueItems", "at #", "need not be strings"]),
+        ({"not": {"uniqueItems": True, "items": {"type": "string"}}}, ["uniqueItems", "not, oneOf"]),
         ({"items": {"pattern": "(a)\\1"}}, ["pattern", "#/items", "position"]),
         ({"properties": {"x": {"pattern": "a(?=b)c"}}}, ["pattern", "#/properties/x", "lookahead"]),
         ({"pattern": "^(?!a)b(?=c)d"}, ["'^(?!a)b(?=c)d'", "lookahead at position 7"]),
