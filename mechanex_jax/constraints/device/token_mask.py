@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,8 @@ from mechanex_jax import rows
 from mechanex_jax.constraints.compiled import CompiledConstraint
 from mechanex_jax.constraints.device import distinct
 from mechanex_jax.constraints.device.packing import pack_tables
+from mechanex_jax.constraints.device.state import Array, ConstraintState, HostConstraint
+from mechanex_jax.constraints.device.state import at as _at
 from mechanex_jax.constraints.token_index.build import Tables
 from mechanex_jax.constraints.token_index.tokens_to_finish import UNREACHABLE
 from mechanex_jax.errors import expected
@@ -21,47 +22,6 @@ from mechanex_jax.tokenization.vocabulary import Vocabulary
 from mechanex_jax.transforms.base import Logits, Step, Token
 
 _GROUP_CHUNK, _ENTRY_CHUNK = 128, 256  # groups of tokens, and tokens, that are looked at at once
-
-Array: TypeAlias = jax.Array | np.ndarray
-
-
-class ConstraintState(NamedTuple):
-    """Where one row's text stands.
-
-    Attributes:
-      state: int32 [], 0 is dead.
-      height: int32 [], the number of return sites on the stack.
-      stack: int32 [D], return sites, the bottom first.
-      ahead: int32 [D + 1, K], tokens that are needed once the frame with so many sites below it has ended with each label.
-      strings: what is remembered of distinct strings; None where no row has any.
-    """
-
-    state: jax.Array
-    height: jax.Array
-    stack: jax.Array
-    ahead: jax.Array
-    strings: distinct.DistinctState | None = None
-
-
-def _at(array: Array, *index: jax.Array | int) -> jax.Array:
-    """`array[index]` for indices known to be inside."""
-    return jnp.asarray(array).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
-
-
-class _Host(tuple[()]):
-    """Carries a host object through a tree without being part of the compile key.
-
-    As an empty tuple it equals every other one, which a dispatch finds out without calling Python.
-    """
-
-    value: CompiledConstraint | None = None
-
-    @classmethod
-    def of(cls, value: CompiledConstraint | None) -> _Host:
-        """A carrier of `value`."""
-        host = cls()
-        host.value = value
-        return host
 
 
 @rows.row_tree
@@ -127,7 +87,7 @@ class Constraint:
     max_depth: int = rows.static()
     bisections: int = rows.static()
     distinct: bool = rows.static()
-    host: _Host = rows.static()
+    host: HostConstraint = rows.static()
 
     def __repr__(self) -> str:
         count = getattr(self.start, "size", 1)
@@ -397,19 +357,19 @@ def pack_constraints(
     """
     if not tables:
         raise expected("tables", tables, "one entry for each row")
-    distinct: dict[int, Tables] = {}
+    held: dict[int, Tables] = {}
     for row in tables:
         if row is not None:
-            distinct.setdefault(id(row), row)
+            held.setdefault(id(row), row)
             if row.vocabulary != vocabulary.fingerprint:
                 raise expected(
                     "constraint", "one compiled for another tokenizer", "one for the loaded model's", "Compile it anew."
                 )
-    sizes = sorted({one.size for one in distinct.values()}) or [vocabulary.size]
+    sizes = sorted({one.size for one in held.values()}) or [vocabulary.size]
     if len(sizes) > 1:
         raise expected("tables", sizes, "tables for one number of logits")
-    packed = pack_tables(list(distinct.values()), sizes[0])
-    number = {key: index for index, key in enumerate(distinct)}
+    packed = pack_tables(list(held.values()), sizes[0])
+    number = {key: index for index, key in enumerate(held)}
 
     def per_row(value: Callable[[Tables, int], object], unconstrained: object, dtype: type) -> np.ndarray:
         return np.array([unconstrained if t is None else value(t, number[id(t)]) for t in tables], dtype)
@@ -423,19 +383,11 @@ def pack_constraints(
         classes=per_row(lambda t, index: t.classes, np.zeros(256), np.int32),
         offsets=offsets,
         quote_row=per_row(lambda t, index: packed.quote_row[index], 0, np.int32),
-        byte_token=_single_bytes(vocabulary),
+        byte_token=distinct.single_bytes(vocabulary),
         data=data,
         max_depth=packed.max_depth,
         bisections=packed.bisections,
         distinct=packed.distinct,
-        host=_Host.of(compiled),
+        host=HostConstraint.of(compiled),
         **packed.arrays,
     )
-
-
-def _single_bytes(vocabulary: Vocabulary) -> np.ndarray:
-    """int32 [256], the last token of each single byte; -1 if there is none."""
-    tokens = np.full(256, -1, np.int32)
-    single = np.flatnonzero(np.diff(vocabulary.offsets) == 1)
-    tokens[vocabulary.bytes[vocabulary.offsets[single]]] = single
-    return tokens

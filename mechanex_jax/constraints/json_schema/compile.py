@@ -7,15 +7,15 @@ becomes a rule that answers the questions that matter (`to_automaton`). So `not`
 
 What the texts look like: no whitespace, or a bounded amount of it; the names of a `properties` keyword in its order, then other
 keys; a string's characters may be escaped where nothing but its length is asked for, otherwise and in keys they are written as
-JSON writers do. No key comes twice in an object; a key that no name is, and an item of `uniqueItems`, is written without `\\u`, and
+JSON writers do. No key comes twice in an object; a key that no name is, and an item of `uniqueItems`, has no `\\u` in it, and
 is remembered as a hash, so that a new one is, very rarely, taken for one that was there. Numbers are short, see
 `numbers.classify`, and integers have no fraction, unless `numbers` says "any"; then a number with an exponent is accepted only
 where `numbers` says so. Two limits remain: where a key's length is limited, or fewer than 16 characters may follow, a key that
 is as long as it can be may come twice; and it then counts twice for minProperties.
 
 `format` is enforced for the values listed in `formats`. Refused, by keyword and path: uniqueItems over more than ten possible
-items that are not all strings of any length, patterns with lookaround or back-references, references to other documents, schemas
-that refer to themselves without reading anything, and whatever exceeds the limits on states and time.
+items that are not all strings of any length, patterns with lookaround or back-references, references to other documents,
+schemas that refer to themselves without reading anything, and whatever exceeds the limits on states and time.
 """
 
 from __future__ import annotations
