@@ -41,6 +41,7 @@ from benchmarks.schemas import MIXES, OTHERS, SCHEMAS, SIX_FIELDS, SOURCES
 from mechanex_jax import rows
 from mechanex_jax.constraints import cache, compiler
 from mechanex_jax.constraints.device.token_mask import pack_constraints
+from mechanex_jax.constraints.sources import JsonOptions
 from mechanex_jax.constraints.token_index import build
 from mechanex_jax.constraints.token_index.trie import TokenTries
 from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_rows
@@ -75,7 +76,7 @@ def ours_compiled(kind: str, source: Any, target: compiler.Target) -> tuple[floa
     """Seconds of the front end, the tables and the way to the device, and the tables."""
     forget_parts()
     begun = time.perf_counter()
-    pushdown = compiler.FRONT_ENDS[kind](source, False).compile()
+    pushdown = compiler.FRONT_ENDS[kind](source, JsonOptions()).compile()
     read = time.perf_counter()
     built = build.build(pushdown, target.vocabulary, eos_ids=target.eos_ids, logits=target.logits)
     made = time.perf_counter()
@@ -182,7 +183,7 @@ def sources_of(mix: str, batch: int) -> list[Any]:
 
 def our_transform(loaded: Any, sources: list[Any]) -> Any:
     target = compiler.Target.of(loaded)
-    made = [None if s is None else compiler.compile_for("json_schema", s, False, target).tables for s in sources]
+    made = [None if s is None else compiler.compile_for("json_schema", s, JsonOptions(), target).tables for s in sources]
     if (least := max(one.minimum for one in made if one)) > MAX_NEW:
         raise SystemExit(f"the shortest text takes {least} tokens, more than {MAX_NEW}")
     return pack_constraints(made, target.vocabulary, token_bytes=loaded.token_bytes)

@@ -29,6 +29,7 @@ import numpy as np
 import mechanex_jax as mx
 from benchmarks.constraint_peers import PEERS
 from mechanex_jax.constraints import cache, compiler
+from mechanex_jax.constraints.sources import JsonOptions
 
 CORPUS = Path(__file__).parent / "data" / "schemas" / "schemastore.jsonl.xz"
 
@@ -76,7 +77,7 @@ def main() -> None:
     schemas = corpus(options.file)[:: options.every]
 
     def ours(schema: Any) -> Any:
-        read = compiler.FRONT_ENDS["json_schema"](schema, False)
+        read = compiler.FRONT_ENDS["json_schema"](schema, JsonOptions())
         ends = {"eos_ids": target.eos_ids, "logits": target.logits}
         return cache.cached("json_schema", read.key, read.compile, target.vocabulary, **ends)
 

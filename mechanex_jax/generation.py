@@ -5,10 +5,13 @@ The functions of this module work on the default session; `Mechanex(...).generat
 
 from __future__ import annotations
 
+import enum
 import functools
 import inspect
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from mechanex_jax import policy, session
@@ -170,8 +173,8 @@ class Generation:
         steering_strength: float = 0,
         steering_preset: str | None = None,
         json_schema: Any = None,
-        regex_pattern: str | None = None,
-        grammar: str | None = None,
+        regex_pattern: str | re.Pattern[str] | None = None,
+        grammar: str | Path | None = None,
         draft_model: str | None = None,
         ensemble_models: Sequence[str] | None = None,
         best_of_n: int = 1,
@@ -197,6 +200,9 @@ class Generation:
         logit_bias: Mapping[int, float] | None = None,
         constraint: Any = None,
         json_whitespace: bool = False,
+        json_closed: bool | None = None,
+        json_numbers: str = "short",
+        choices: Sequence[str] | type[enum.Enum] | None = None,
         forbidden_terms: Sequence[str] | None = None,
         steering_layers: Sequence[Any] | None = None,
         steering_scope: Any = "all",
@@ -233,11 +239,12 @@ class Generation:
             Or the id of a stored vector (see `mx.steering`).
           steering_strength: 0, the default, does not steer by the vector, and leaves a preset at its own strength.
           steering_preset: one of the presets of `mx.steering`, such as "brevity"; adds up with a vector.
-          json_schema: the text is JSON that this schema accepts (draft 2020-12 or 07): a dict, or a JSON text. The keys come in
-            the schema's order.
-          regex_pattern: the whole text matches it, as `re.fullmatch` has it.
-          grammar: the text is a sentence of this grammar: GBNF, Lark, or "regex:PATTERN". At most one of the three; they go
-            with every method. The text is complete even where `max_tokens` is tight.
+          json_schema: the text is JSON that this schema accepts (draft 2020-12 or 07): a dict, True, a JSON text, the
+            `pathlib.Path` of one, a pydantic model, dataclass, TypedDict or Enum, or OpenAI's tool (the text is its arguments)
+            or `response_format`. The keys come in the schema's order.
+          regex_pattern: the whole text matches it, as by `re.fullmatch`; a text, or what `re.compile` returns, with its flags.
+          grammar: the text is a sentence of this grammar: GBNF, Lark, "regex:PATTERN", or the `pathlib.Path` of one. At most
+            one of these and `choices`; they go with every method. The text is complete even where `max_tokens` is tight.
           include_trace: keep what the method has to tell in `last_trace` (the other hypotheses of a beam search, for one).
           ads_subset_size: for "ads"; at most so many tokens are kept; None is 8.
           ads_beta: for "ads"; weight of diversity, between 0 and 1; None is 0.3.
@@ -266,8 +273,13 @@ class Generation:
           presence_penalty: subtracted from the logits of tokens generated before; 0 is the identity.
           frequency_penalty: the same, times how often; 0 is the identity.
           logit_bias: {token id: added to its logit}; -inf forbids.
-          constraint: one compiled by `mx.constraints.compile`, instead of the three above.
+          constraint: one compiled by `mx.constraints.compile`, instead of the three above and `choices`.
           json_whitespace: let JSON have some whitespace between its parts; by default it has none.
+          json_closed: True: objects have no keys but those that the schema lists, unless it says something about others.
+            False: as JSON Schema has it. None: True for classes and for tools and response formats with `strict`.
+          json_numbers: "short": numbers have at most 15 digits (more only where the schema's own have) and three digits of an
+            exponent, and integers are written without a fraction. "any": any spelling of JSON.
+          choices: the text is one of these strings: a list, or an Enum of strings.
           forbidden_terms: texts that must not appear, in upper or lower case, inside words neither: never generated, with any
             method or constraint. Where a constraint leaves nothing else, the text ends there ("dead_end").
           steering_layers: of vector and preset, use those at these layers only; None is all.
@@ -335,6 +347,9 @@ class Generation:
             logit_bias=logit_bias,
             constraint=constraint,
             json_whitespace=json_whitespace,
+            json_closed=json_closed,
+            json_numbers=json_numbers,
+            choices=choices,
             forbidden_terms=forbidden_terms,
             steering_layers=steering_layers,
             steering_scope=steering_scope,

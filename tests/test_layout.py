@@ -38,13 +38,14 @@ CONSTRAINTS = {
     "automata": set(),
     "regex": {"automata"},
     "grammar": {"regex", "automata"},
-    "json_schema": {"regex", "automata"},
+    "sources": set(),
+    "json_schema": {"regex", "automata", "sources"},
     "token_index": {"automata"},
     "compiled": {"token_index", "automata"},
     "cache": {"compiled", "token_index", "automata"},
     "device": {"compiled", "token_index"},
-    "compiler": {"cache", "compiled", "token_index", "automata", "regex", "grammar", "json_schema"},
-    "__init__": {"compiler", "device", "compiled"},
+    "compiler": {"cache", "compiled", "token_index", "automata", "regex", "grammar", "json_schema", "sources"},
+    "__init__": {"compiler", "device", "compiled", "sources"},
 }
 
 

@@ -37,6 +37,7 @@ def check(
         raise expected("constraint", Verbatim("both" if file else "nothing"), "a FILE or --regex PATTERN")
     from mechanex_jax import checkpoints
     from mechanex_jax.constraints import compiler
+    from mechanex_jax.constraints.sources import JsonOptions
     from mechanex_jax.constraints.token_index import build
 
     if file is None:
@@ -46,7 +47,7 @@ def check(
     else:
         kind, source = "grammar", text_file(file)
     start = time.perf_counter()
-    pushdown = compiler.FRONT_ENDS[kind](source, False).compile()
+    pushdown = compiler.FRONT_ENDS[kind](source, JsonOptions()).compile()
     seconds = time.perf_counter() - start
     checkpoint = checkpoints.resolve(model, progress=sys.stderr.isatty())
     target = compiler.Target.of(checkpoint.tokenizer())

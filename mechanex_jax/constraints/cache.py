@@ -122,6 +122,7 @@ def _automaton_of(tables: build.Tables) -> PushdownAutomaton:
         names=("the constraint",),
         start=tables.start,
         longest=tables.longest,
+        boundary=tables.boundary,
     )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mechanex_jax.constraints.automata.matcher import Matcher
+from mechanex_jax.constraints.automata.matcher import QUOTE, Matcher
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.token_index.build import Tables
 from mechanex_jax.constraints.token_index.trie import tries_of
@@ -75,6 +75,9 @@ class CompiledConstraint:
         trie = dataclasses.replace(trie, column=self.pushdown.classes[trie.column].astype(np.int64))
         reached, _ = walker.walk(trie, np.array([matcher.state]), np.array([stack]), leave_at_once=False)
         tokens = trie.items_at(reached.node)
+        if matcher.repeats():  # what begins with a quote would close it
+            first = self.vocabulary.bytes[self.vocabulary.offsets[tokens]]
+            tokens = tokens[first != QUOTE]
         return np.sort(np.concatenate([tokens, np.array(ends if matcher.accepts() else (), np.int32)])).astype(np.int32)
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from mechanex_jax.constraints import cache
+from mechanex_jax.constraints import cache, sources
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
 from mechanex_jax.constraints.compiled import CompiledConstraint
+from mechanex_jax.constraints.sources import JsonOptions
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.storage.paths import cache_folder
 from mechanex_jax.tokenization.vocabulary import Vocabulary
@@ -32,54 +33,59 @@ class Source:
     compile: Callable[[], PushdownAutomaton]
 
 
-FrontEnd: TypeAlias = Callable[[object, bool], Source]
-"""One way to write a constraint: what the user gave, and whether JSON may have whitespace, to a `Source`.
+FrontEnd: TypeAlias = Callable[[object, JsonOptions], Source]
+"""One way to write a constraint: what the user gave, and how JSON is to be written, to a `Source`.
 
 Its libraries are imported only when it is used.
 """
 
 
-def _json_schema(source: object, whitespace: bool) -> Source:
+def _json_schema(source: object, options: JsonOptions) -> Source:
     from mechanex_jax.constraints import json_schema
 
-    schema = json_schema.read(source)
-    check_utf8("json_schema", schema)
-    return Source(json.dumps([schema, whitespace]), lambda: json_schema.pushdown_automaton(schema, whitespace=whitespace))
+    read = sources.read_schema(source)
+    check_utf8("json_schema", read.schema)
+    json_schema.warn_of_misspelt(read.schema)
+    closed = read.closed if options.closed is None else options.closed
+    options = dataclasses.replace(options, closed=closed)
+    return Source(
+        json.dumps([read.schema, dataclasses.astuple(options)]),
+        lambda: json_schema.pushdown_automaton(read.schema, options=options),
+    )
 
 
-def _regex(source: object, whitespace: bool) -> Source:
+def _regex(source: object, options: JsonOptions) -> Source:
     from mechanex_jax.constraints import regex
 
-    pattern = _text("regex", source)
+    pattern = sources.read_regex(source)
     return Source(json.dumps(pattern), lambda: regex.pushdown_automaton(pattern))
 
 
-def _grammar(source: object, whitespace: bool) -> Source:
+def _choices(source: object, options: JsonOptions) -> Source:
+    from mechanex_jax.constraints import regex
+
+    texts = sources.read_choices(source)
+    return Source(json.dumps(sorted(texts)), lambda: regex.choices(texts))
+
+
+def _grammar(source: object, options: JsonOptions) -> Source:
     from mechanex_jax.constraints import grammar
 
-    text = _text("grammar", source)
+    text = sources.read_grammar(source)
     return Source(json.dumps(text), lambda: grammar.pushdown_automaton(text))
 
 
-def _forbidden_terms(source: object, whitespace: bool) -> Source:
+def _forbidden_terms(source: object, options: JsonOptions) -> Source:
     from mechanex_jax.constraints import regex
 
-    if not isinstance(source, Sequence) or isinstance(source, str):
-        raise expected("forbidden_terms", source, "a list of strings")
-    terms = sorted({_text("forbidden_terms", term).casefold() for term in source})
+    terms = sorted({term.casefold() for term in sources.read_choices(source, "forbidden_terms")})
     return Source(json.dumps(terms), lambda: regex.forbidding(terms))
-
-
-def _text(name: str, source: object) -> str:
-    if not isinstance(source, str):
-        raise expected(name, source, "a string")
-    check_utf8(name, source)
-    return source
 
 
 FRONT_ENDS: dict[str, FrontEnd] = {
     "json_schema": _json_schema,
     "regex": _regex,
+    "choices": _choices,
     "grammar": _grammar,
     "forbidden_terms": _forbidden_terms,
 }
@@ -124,20 +130,20 @@ class Target:
         return cls(vocabulary, eos_ids, model.spec.vocabulary if model is not None else vocabulary.size)
 
 
-def compile_for(kind: str, source: object, whitespace: bool, target: Target) -> CompiledConstraint:
+def compile_for(kind: str, source: object, options: JsonOptions, target: Target) -> CompiledConstraint:
     """Compile a constraint for a target; what was compiled once is kept in memory and on disk.
 
     Args:
       kind: one of `FRONT_ENDS`.
       source: as the user wrote it.
-      whitespace: for JSON, allow some between its parts.
+      options: how JSON is written.
       target: what for.
 
     Raises:
       ConstraintError: it is wrong, unsupported, too large, accepts no text, or the vocabulary cannot spell it.
       ArgumentError: the front end does not take values of this type.
     """
-    read = FRONT_ENDS[kind](source, whitespace)
+    read = FRONT_ENDS[kind](source, options)
     return cache.cached(
         kind,
         read.key,

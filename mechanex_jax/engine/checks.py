@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
+from mechanex_jax.constraints import sources
 from mechanex_jax.edits import Scope, scope
 from mechanex_jax.errors import expected
-from mechanex_jax.validation import Check, as_integer, check_utf8, number
+from mechanex_jax.validation import Check, as_integer, check_utf8, number, text
 
 _REPLACEMENT = "\ufffd"  # shown for bytes that are no text
 
@@ -50,9 +53,31 @@ def token_biases(name: str, value: object) -> None:
 
 
 def json_schema(name: str, value: object) -> None:
-    """A JSON Schema as a mapping, True or False, a JSON text, or a pydantic model."""
-    if not (isinstance(value, (Mapping, bool, str)) or hasattr(value, "model_json_schema")):
-        raise expected(name, value, "a JSON Schema: a dict, or True, or a JSON text")
+    """A JSON Schema in one of its forms; whether it is one is found out when it is compiled."""
+    if not (isinstance(value, (Mapping, bool, str, Path)) or sources.is_schema_class(value)):
+        raise expected(name, value, sources.SCHEMAS, "Give alternatives as choices, or as an enum.")
+
+
+def json_numbers(name: str, value: object) -> None:
+    """How long JSON's numbers may be."""
+    if value not in sources.NUMBERS:
+        raise expected(name, value, '"short" or "any"')
+
+
+def regex_pattern(name: str, value: object) -> None:
+    """A regular expression, as text or compiled by `re.compile`."""
+    text(name, value.pattern if isinstance(value, re.Pattern) else value)
+
+
+def grammar(name: str, value: object) -> None:
+    """The text of a grammar, or the path of its file."""
+    if not isinstance(value, Path):
+        text(name, value)
+
+
+def choices(name: str, value: object) -> None:
+    """A list of texts, or an Enum of them."""
+    _matchable(name, sources.read_choices(value, name))
 
 
 def compiled_constraint(name: str, value: object) -> None:

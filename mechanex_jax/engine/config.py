@@ -8,13 +8,16 @@ An argument of `generate` is declared here and nowhere else: see `mechanex_jax.e
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import math
+import re
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mechanex_jax.constraints.sources import JsonOptions
 from mechanex_jax.edits import Scope
 from mechanex_jax.engine import checks
 from mechanex_jax.engine.methods import METHODS, SamplingMethod, Sources, method
@@ -141,16 +144,16 @@ class GenerationConfig:
         policy="constraints.json_schema",
         option=Option("The text is JSON that this schema accepts.", _CONSTRAINTS, metavar="FILE", type=Path | None),
     )
-    regex_pattern: str | None = parameter(
+    regex_pattern: str | re.Pattern[str] | None = parameter(
         None,
-        text,
+        checks.regex_pattern,
         constraint="regex",
         policy="constraints.regex_pattern",
-        option=Option("The text matches this regular expression.", _CONSTRAINTS, "--regex", "PATTERN"),
+        option=Option("The text matches this regular expression.", _CONSTRAINTS, "--regex", "PATTERN", str | None),
     )
-    grammar: str | None = parameter(
+    grammar: str | Path | None = parameter(
         None,
-        text,
+        checks.grammar,
         constraint="grammar",
         policy="constraints.grammar",
         option=Option("The text is a sentence of this grammar, GBNF or Lark.", _CONSTRAINTS, metavar="FILE", type=Path | None),
@@ -170,6 +173,9 @@ class GenerationConfig:
         ),
     )
     json_whitespace: bool = parameter(False, flag)
+    json_closed: bool | None = parameter(None, flag, policy="constraints.json_closed")
+    json_numbers: str = parameter("short", checks.json_numbers)
+    choices: Sequence[str] | type[enum.Enum] | None = parameter(None, checks.choices, listed=True, constraint="choices")
 
     steering_preset: str | None = parameter(
         None,
@@ -267,7 +273,10 @@ class GenerationConfig:
             raise expected(" and ".join(constraints), count, "one at most", "Put them into one.")
         if chosen.constrained and not constraints:
             raise expected(
-                "sampling_method", chosen.name, "json_schema, regex_pattern or grammar with it", "Say what the text must be."
+                "sampling_method",
+                chosen.name,
+                "json_schema, regex_pattern, grammar or choices with it",
+                "Say what the text must be.",
             )
         self._check_ensemble()
 
@@ -314,11 +323,11 @@ class GenerationConfig:
         return tuple(name for name in named if name != "default")
 
     @functools.cached_property
-    def constraint_source(self) -> tuple[str, Any, bool] | None:
-        """(kind, source, whitespace) of the row's constraint, if it has one."""
+    def constraint_source(self) -> tuple[str, Any, JsonOptions] | None:
+        """(kind, source, how JSON is written) of the row's constraint, if it has one."""
         for name, kind in _CONSTRAINT_KINDS.items():
             if (value := getattr(self, name)) is not None:
-                return kind, value, self.json_whitespace
+                return kind, value, JsonOptions(self.json_whitespace, self.json_closed, self.json_numbers)
         return None
 
     @functools.cached_property

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 from mechanex_jax.constraints import compiler
+from mechanex_jax.constraints.sources import JsonOptions
 from mechanex_jax.constraints.token_index.build import Tables
 from mechanex_jax.edits import RowSteering, Scope, parse_hook_point, scope
 from mechanex_jax.engine.config import GenerationConfig
@@ -247,16 +248,16 @@ def _forbidden(loaded: LoadedModel, config: GenerationConfig) -> Tables | None:
     """The tables of the texts without a row's forbidden terms."""
     if not config.forbidden_terms:
         return None
-    return compiler.compile_for("forbidden_terms", config.forbidden_terms, False, compiler.Target.of(loaded)).tables
+    return compiler.compile_for("forbidden_terms", config.forbidden_terms, JsonOptions(), compiler.Target.of(loaded)).tables
 
 
 def _constraint(loaded: LoadedModel, config: GenerationConfig, room: int) -> Tables | None:
     """The tables of a row's constraint, which can be met within `room` tokens."""
     if config.constraint_source is None:
         return None
-    kind, source, whitespace = config.constraint_source
+    kind, source, options = config.constraint_source
     target = compiler.Target.of(loaded)
-    tables = (source.compiled if kind == "compiled" else compiler.compile_for(kind, source, whitespace, target)).tables
+    tables = (source.compiled if kind == "compiled" else compiler.compile_for(kind, source, options, target)).tables
     if (tables.vocabulary, tables.size) != (target.vocabulary.fingerprint, target.logits):
         wanted = f"one for that of {loaded.name}"
         raise expected("constraint", Verbatim("one for another tokenizer"), wanted, "Compile it for this model.")

@@ -169,6 +169,7 @@ class SteeringControls:
     vector_id: str | None = _field(r.filled)
 
 
+@_extended("constraints")
 @dataclasses.dataclass(frozen=True)
 class ConstraintControls:
     """Constraints on the text. The fields about JSON go together, see `effective_schema`; a pattern or a grammar goes alone."""

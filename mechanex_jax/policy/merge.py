@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Mapping
 
+from mechanex_jax.constraints import sources
 from mechanex_jax.engine.config import PARAMETERS
 from mechanex_jax.errors import ArgumentError, expected
 from mechanex_jax.policy.controls import Policy
@@ -19,6 +20,9 @@ _STEERED = ("steering.vector", "steering.vector_id")
 
 # Arguments that bring their verifiers where there is no policy that lists some. The first that is given counts, tests besides.
 _VERIFIERS = {"json_schema": ["syntax", "json_schema"], "regex_pattern": ["regex"]}
+
+
+_READ = {"regex_pattern": sources.read_regex, "grammar": sources.read_grammar}  # what no policy can hold, as text
 
 
 def merge(policy: object, arguments: Mapping[str, object], defaults: Mapping[str, object]) -> dict[str, object]:
@@ -40,7 +44,12 @@ def merge(policy: object, arguments: Mapping[str, object], defaults: Mapping[str
     if fields is not None and not isinstance(fields, Mapping):
         raise expected("policy", fields, "a mapping of sections")
     changed = {name: value for name, value in arguments.items() if name in FIELDS and not _same(value, defaults.get(name))}
+    changed |= {name: read(changed[name]) for name, read in _READ.items() if name in changed}
     merged = _base(changed, arguments, defaults) if fields is None else copied(fields)
+    constraints = merged.get("constraints")
+    without = not isinstance(constraints, Mapping) or constraints.get("json_schema") is None
+    if without and "json_schema" in changed and _closes(changed["json_schema"]):
+        changed.setdefault("json_closed", True)
     for name, value in changed.items():
         if name == "model" and not isinstance(value, str):  # a loaded model itself, which no policy can name
             continue
@@ -82,6 +91,14 @@ def _fill(merged: dict[str, object], name: str, path: str, value: object) -> Non
         controls[field] = copied(value)
 
 
+def _closes(schema: object) -> bool:
+    """Whether a schema comes from a class or a strict tool; one that can't be read is left to what reads the policy."""
+    try:
+        return sources.read_schema(schema).closed
+    except ArgumentError:
+        return False
+
+
 def _left_out(path: str, value: object) -> bool:
     """Whether a field's value says no more than that the field is left out."""
     default = operator.attrgetter(path)(_DEFAULTS)
@@ -103,6 +120,6 @@ def _same(one: object, other: object) -> bool:
 
 def _comparable(value: object) -> object:
     """A value as a policy keeps it."""
-    if hasattr(value, "model_json_schema"):
+    if sources.is_schema_class(value):
         value = as_schema("json_schema", value)
     return plain("value", value)

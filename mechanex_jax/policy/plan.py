@@ -91,8 +91,7 @@ class Plan:
         constraints = self.policy.constraints
         return {
             "json_schema": effective_schema(constraints),
-            "regex_pattern": constraints.regex_pattern,
-            "grammar": constraints.grammar,
+            **{field: getattr(constraints, field) for field in ("json_closed", "regex_pattern", "grammar")},
             "forbidden_terms": list(constraints.forbidden_terms) or None,
             "stop": list(constraints.stop_sequences) or None,
         }

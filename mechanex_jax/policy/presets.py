@@ -17,8 +17,10 @@ PolicyDict: TypeAlias = dict[str, Any]
 def strict_json_extraction(schema: object, name: str = "strict_json_small_v1") -> PolicyDict:
     """Ask for JSON that a schema accepts: the better of two candidates at low temperature, with repair and two retries.
 
+    Objects have no keys but those that the schema lists; set `constraints.json_closed` to None to change that.
+
     Args:
-      schema: as `json_schema` of `generate`: a mapping, a JSON text, or a class with `model_json_schema`.
+      schema: in any form that `json_schema` of `generate` takes.
       name: of the policy.
 
     Raises:
@@ -29,7 +31,11 @@ def strict_json_extraction(schema: object, name: str = "strict_json_small_v1") -
         "task_profile": {"name": "Strict JSON extraction"},
         "objective": {"name": "maximize json validity"},
         "sampling": {"method": "guided-generation", "temperature": 0.2, "top_p": 0.9},
-        "constraints": {"json_mode": True, "json_schema": plain("schema", as_schema("schema", schema))},
+        "constraints": {
+            "json_mode": True,
+            "json_schema": plain("schema", as_schema("schema", schema)),
+            "json_closed": True,
+        },
         "verifiers": {"enabled": ["syntax", "json_schema"], "repair_on_failure": True},
         "optimization": {"best_of_n": 2, "retry_on_failure": 2},
     }

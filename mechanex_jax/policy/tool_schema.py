@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
+from mechanex_jax.constraints import sources
 from mechanex_jax.errors import expected
 
 JsonSchema: TypeAlias = dict[str, Any]
@@ -19,19 +19,10 @@ def as_schema(name: str, value: object) -> JsonSchema:
     Raises:
       ArgumentError: it is none, or a text that is not JSON.
     """
-    to_schema = getattr(value, "model_json_schema", None)
-    if to_schema is not None:
-        value = to_schema()
-    if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError):
-            raise expected(name, value, "a JSON Schema; this text is not JSON") from None
-    if isinstance(value, bool):
-        return {} if value else {"not": {}}
-    if not isinstance(value, Mapping):
-        raise expected(name, value, "a JSON Schema: a dict, or True, or a JSON text")
-    return dict(value)
+    schema = sources.read_schema(value, name).schema
+    if isinstance(schema, bool):
+        return {} if schema else {"not": {}}
+    return dict(schema)
 
 
 def tools(tool_schema: Mapping[str, object], name: str = "tool_schema") -> dict[str, JsonSchema]:

@@ -36,7 +36,10 @@ def wire() -> dict[str, dict]:
 
 
 # Fields that only this library has, as the hosted API would write them.
-EXTENSIONS = {"sampling.epsilon_cutoff": {"anyOf": [{"type": "number"}, {"type": "null"}]}}
+EXTENSIONS = {
+    "sampling.epsilon_cutoff": {"anyOf": [{"type": "number"}, {"type": "null"}]},
+    "constraints.json_closed": {"anyOf": [{"type": "boolean"}, {"type": "null"}]},
+}
 
 
 def default(field: dict):
@@ -117,6 +120,7 @@ EXAMPLES = {
     "steering.vector_id": ("sv_00000000", {}),
     "constraints.forbidden_terms": (["sorry"], {}),
     "constraints.grammar": ("regex:a+", {}),
+    "constraints.json_closed": (True, {}),
     "constraints.json_mode": (True, {}),
     "constraints.json_schema": (SCHEMA, {}),
     "constraints.regex_pattern": ("[0-9]+", {}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import re
 from operator import attrgetter
 
 import numpy as np
@@ -51,7 +52,8 @@ VALUES = {
     "steering_strength": (2.0, 2, -1),
     "steering_preset": ("brevity", "brevity", "truthfulness"),
     "json_schema": (SCHEMA, type("M", (), {"model_json_schema": lambda: SCHEMA}), {"type": "object"}),
-    "regex_pattern": ("a+", "a+", "b+"),
+    "json_closed": (True, True, False),
+    "regex_pattern": ("(?i)a+", re.compile("a+", re.IGNORECASE), "b+"),
     "grammar": ('root ::= "a"', 'root ::= "a"', 'root ::= "b"'),
     "forbidden_terms": (["no"], ("no",), ["yes"]),
     "stop": ("END", ["END"], "STOP"),

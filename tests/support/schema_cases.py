@@ -137,6 +137,10 @@ ARRAYS: list[Case] = [
         ["a", "a"], [1, 1.0], ["a", 1, "a"], ["b"]]),
     ("uniqueItems of booleans", {"items": {"type": "boolean"}, "uniqueItems": True}, [[True, False]], [[True, True], [True, False, True]]),
     ("uniqueItems of at most one", {"maxItems": 1, "uniqueItems": True}, [[], [3]], [[3, 4]]),
+    ("uniqueItems of strings", {"items": {"type": "string"}, "uniqueItems": True}, [[], ["a", "b", "", "e\n"], ["a\"b", "c\"b"]], [
+        ["a", "a"], ["", ""], ["b", "e", "e"], ["a", 1]]),
+    ("uniqueItems of strings that match", {"items": {"type": "string", "pattern": "^[a-z]+$"}, "uniqueItems": True, "minItems": 2}, [["a", "ab"]], [
+        ["a"], ["a", "b", "a"]]),
     ("uniqueItems false", {"uniqueItems": False}, [[1, 1]], []),
 ]  # fmt: skip
 

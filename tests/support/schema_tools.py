@@ -13,6 +13,9 @@ from hypothesis import strategies as st
 
 from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.constraints.automata.pushdown import PushdownAutomaton
+from mechanex_jax.constraints.sources import JsonOptions
+
+ANY = JsonOptions(numbers="any")
 
 # jsonschema divides: walks may write numbers of many digits.
 decimal.getcontext().prec = 3000

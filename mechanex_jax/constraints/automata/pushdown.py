@@ -15,6 +15,11 @@ One byte is read like this. At state s with the byte's class c:
 
 1 goes before 2, and `Builder.finish` checks that this loses no text. The text may end where a chain of returns (2) leads to an
 empty stack at a state that ends the root rule.
+
+Distinct strings: keys of one object, or items of one array, no two of which may be equal. What has been read of such a string
+can be compared with those before it only where a token has ended, so only there it may be closed: a state inside it reads no
+closing quote, and has a twin, its `boundary`, that does, and takes its place behind each token. Whoever reads the text keeps
+the strings that were closed in a frame, and does not close an equal one (`matcher` on the host, `distinct` on the device).
 """
 
 from __future__ import annotations
@@ -47,6 +52,8 @@ class PushdownAutomaton:
       start: the first state; 0 if no text is accepted.
       longest: texts of up to so many bytes are judged exactly; of longer ones a bound beyond that is not held, such as a
         maxLength of two billion.
+      boundary: int32 [S], the state that one is in once a token has ended there: its own number, but for states inside the
+        strings of which no two in one object or array may be equal (see below).
     """
 
     __repr__ = short_repr
@@ -60,4 +67,12 @@ class PushdownAutomaton:
     rule: np.ndarray
     names: tuple[str, ...]
     start: int
+    boundary: np.ndarray
     longest: int = LONGEST
+
+    @property
+    def distinct_ends(self) -> np.ndarray:
+        """bool [S], the states at which a distinct string may be closed."""
+        ends = np.zeros(len(self.boundary), bool)
+        ends[self.boundary[self.boundary != np.arange(len(self.boundary))]] = True
+        return ends

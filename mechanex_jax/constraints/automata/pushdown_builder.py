@@ -12,6 +12,8 @@ from mechanex_jax.constraints.automata.byte_dfa import ByteDfa, byte_mask, mask_
 from mechanex_jax.constraints.automata.pushdown import DEAD, PushdownAutomaton
 from mechanex_jax.errors import ConstraintError
 
+_QUOTE = 1 << 0x22
+
 
 @dataclasses.dataclass
 class _State:
@@ -28,6 +30,7 @@ class Builder:
         self.names: list[str] = []
         self.starts: list[int] = []
         self.states: list[_State] = []
+        self.boundaries: dict[int, int] = {}
 
     def rule(self, name: str) -> int:
         """Add a rule; `start(rule)` is its first state."""
@@ -47,6 +50,19 @@ class Builder:
     def label(self, state: int, label: int) -> None:
         """Let the rule end at `state`, which had no label."""
         self.states[state].label = label
+
+    def string_edges(self, source: int, edges: Iterable[tuple[int, int]], *, distinct: bool) -> None:
+        """Add the edges (mask, target) of a state inside a string; where it may be closed as a distinct one, also its twin.
+
+        See `pushdown` for what a distinct string is.
+        """
+        twin = self.state(self.states[source].rule) if distinct else source
+        for mask, target in edges:
+            self.edge(twin, mask, target)
+            if distinct:
+                self.edge(source, mask & ~_QUOTE, target)
+        if distinct:
+            self.boundaries[source] = twin
 
     def edge(self, source: int, mask: int, target: int) -> None:
         """Add an edge on the bytes of `mask` (see `byte_mask`), from one state to another of the same rule."""
@@ -113,6 +129,8 @@ class _Finish:
         for index, state in enumerate(states):
             for _, target in state.edges:
                 affects[target].append(index)
+            if index in self.builder.boundaries:
+                affects[self.builder.boundaries[index]].append(index)
             for rule, returns in state.calls:
                 affects[self.builder.starts[rule]].append(index)
                 for target in returns.values():
@@ -126,6 +144,8 @@ class _Finish:
             labels = reach[index] | (1 << state.label if state.label >= 0 else 0)
             for _, target in state.edges:
                 labels |= reach[target]
+            if index in self.builder.boundaries:
+                labels |= reach[self.builder.boundaries[index]]
             for rule, returns in state.calls:
                 inner = reach[self.builder.starts[rule]]
                 for label, target in returns.items():
@@ -155,6 +175,7 @@ class _Finish:
         start = self._number(builder.starts[root], endings)
         plain: list[tuple[int, int, int]] = []  # (source, mask, target)
         calls: list[tuple[int, int, int]] = []  # (source, start of the called rule, site or -1)
+        boundary: dict[int, int] = {}
         at = 0
         while at < len(self.order):
             state, endings = self.order[at]
@@ -162,10 +183,15 @@ class _Finish:
             for mask, target in builder.states[state].edges:
                 if number := self._number(target, endings):
                     plain.append((at, mask, number))
+            if state in builder.boundaries and (number := self._number(builder.boundaries[state], endings)):
+                boundary[at] = number
             for rule, returns in builder.states[state].calls:
                 if edge := self._call(rule, returns, endings):
                     calls.append((at, *edge))
-        return self._tables(start, plain, calls)
+        pushdown = self._tables(start, plain, calls)
+        for number, twin in boundary.items():
+            pushdown.boundary[number] = twin
+        return pushdown
 
     def _call(self, rule: int, returns: Mapping[int, int], endings: int) -> tuple[int, int] | None:
         builder = self.builder
@@ -211,7 +237,9 @@ class _Finish:
         returns = np.zeros((len(self.sites), labels), np.int32)
         for row, site in self.sites.items():
             returns[site, : len(row)] = row
-        pushdown = PushdownAutomaton(classes, target, push, stay, label, returns, rule, self.names, start)
+        pushdown = PushdownAutomaton(
+            classes, target, push, stay, label, returns, rule, self.names, start, np.arange(size, dtype=np.int32)
+        )
         _check_ends(pushdown)
         return pushdown
 

@@ -32,15 +32,18 @@ class PackedTables(NamedTuple):
     Attributes:
       arrays: the shared fields of a `token_mask.Constraint` by name, but for the tokens' bytes.
       max_depth, bisections: its static fields.
+      distinct: whether some constraint has distinct strings.
       first_state: int [M], what is added to each constraint's states.
-      eos_row: int [M], the mask row of each constraint's end-of-sequence ids.
+      eos_row, quote_row: int [M], the mask rows of each constraint's end-of-sequence ids and of tokens that begin with a quote.
     """
 
     arrays: dict[str, np.ndarray]
     max_depth: int
     bisections: int
+    distinct: bool
     first_state: list[int]
     eos_row: list[int]
+    quote_row: list[int]
 
 
 def _filled(shape: tuple[int, ...], value: int = 0, dtype: npt.DTypeLike = np.int32) -> np.ndarray:
@@ -61,10 +64,13 @@ def pack_tables(tables: Sequence[Tables], size: int) -> PackedTables:
     thresholds = padded_size(total(lambda t: len(t.threshold)), _THRESHOLDS)
     suffix_rows = padded_size(1 + total(lambda t: len(t.suffix_code)), _SUFFIX_ROWS)
     suffixes = padded_size(largest(lambda t: t.suffix_code.shape[1]), _SUFFIXES)
+    distinct = any(t.quote_row for t in tables)
     arrays = {
         "moves": _filled((states, classes, 2)),
         "label": _filled((states,), -1),
         "closed": _filled((states,), 0, bool),
+        "boundary": np.arange(states if distinct else 0, dtype=np.int32),
+        "distinct_end": _filled((states if distinct else 0,), 0, bool),
         "returns": _filled((padded_size(total(lambda t: len(t.returns)), _SITES), labels)),
         "distance": _filled((states, labels), UNREACHABLE),
         "block": _filled((states,)),
@@ -87,10 +93,11 @@ def pack_tables(tables: Sequence[Tables], size: int) -> PackedTables:
         ),
     }
     at = _Place(state=1, block=1, mask=1, suffix_row=1)
-    first_state, eos_row = [], []
+    first_state, eos_row, quote_row = [], [], []
     for one in tables:
         first_state.append(at.state)
         eos_row.append(at.mask + len(one.masks))
+        quote_row.append(at.mask + one.quote_row if one.quote_row else 0)
         at = _place(arrays, one, at, labels)
     height = largest(lambda t: t.max_depth) if tables else 0
     longest = largest(lambda t: int(np.diff(t.first_threshold).max(initial=0)))
@@ -98,8 +105,10 @@ def pack_tables(tables: Sequence[Tables], size: int) -> PackedTables:
         arrays,
         max_depth=padded_size(height, _SMALLEST_DEPTH, 2) if height else 0,
         bisections=next(steps for steps in _BISECTIONS if longest < 1 << steps),
+        distinct=distinct,
         first_state=first_state,
         eos_row=eos_row,
+        quote_row=quote_row,
     )
 
 
@@ -140,6 +149,10 @@ def _place(arrays: dict[str, np.ndarray], tables: Tables, at: _Place, labels: in
     arrays["moves"][states, :columns, 1] = np.where(tables.push >= 0, tables.push + at.site, -1)
     arrays["label"][states] = tables.label
     arrays["closed"][states] = (tables.label >= 0) & ~(target > 0).any(axis=1)
+    if len(arrays["boundary"]):
+        arrays["boundary"][states] = moved(tables.boundary, at.state)
+        twins = tables.boundary[tables.boundary != np.arange(len(tables.boundary))]
+        arrays["distinct_end"][at.state + twins] = True
     arrays["distance"][states, :own_labels] = tables.distance
     arrays["block"][states] = moved(tables.block, at.block)
     arrays["suffix_row"][states] = moved(tables.suffix_row, at.suffix_row)

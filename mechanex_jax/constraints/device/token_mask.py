@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,10 @@ from jaxtyping import Int32
 
 from mechanex_jax import rows
 from mechanex_jax.constraints.compiled import CompiledConstraint
+from mechanex_jax.constraints.device import distinct
 from mechanex_jax.constraints.device.packing import pack_tables
+from mechanex_jax.constraints.device.state import Array, ConstraintState, HostConstraint
+from mechanex_jax.constraints.device.state import at as _at
 from mechanex_jax.constraints.token_index.build import Tables
 from mechanex_jax.constraints.token_index.tokens_to_finish import UNREACHABLE
 from mechanex_jax.errors import expected
@@ -21,44 +24,9 @@ from mechanex_jax.transforms.base import Logits, Step, Token
 
 _GROUP_CHUNK, _ENTRY_CHUNK = 128, 256  # groups of tokens, and tokens, that are looked at at once
 
-Array: TypeAlias = jax.Array | np.ndarray
 
-
-class ConstraintState(NamedTuple):
-    """Where one row's text stands.
-
-    Attributes:
-      state: int32 [], 0 is dead.
-      height: int32 [], the number of return sites on the stack.
-      stack: int32 [D], return sites, the bottom first.
-      ahead: int32 [D + 1, K], tokens that are needed once the frame with so many sites below it has ended with each label.
-    """
-
-    state: jax.Array
-    height: jax.Array
-    stack: jax.Array
-    ahead: jax.Array
-
-
-def _at(array: Array, *index: jax.Array | int) -> jax.Array:
-    """`array[index]` for indices known to be inside."""
-    return jnp.asarray(array).at[index].get(mode="promise_in_bounds", wrap_negative_indices=False)
-
-
-class _Host(tuple[()]):
-    """Carries a host object through a tree without being part of the compile key.
-
-    As an empty tuple it equals every other one, which a dispatch finds out without calling Python.
-    """
-
-    value: CompiledConstraint | None = None
-
-    @classmethod
-    def of(cls, value: CompiledConstraint | None) -> _Host:
-        """A carrier of `value`."""
-        host = cls()
-        host.value = value
-        return host
+# Of a token that is being read: state, height, lowest height, stack, bytes read, and what is remembered of distinct strings.
+_Reading: TypeAlias = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array, distinct.DistinctState | None]
 
 
 @rows.row_tree
@@ -73,10 +41,12 @@ class Constraint:
       start: int32 [], the row's first state.
       unconstrained: bool [], whether the row's logits stay as they are.
       max_free_depth: int32 [], how high the row's stack may grow freely.
-      eos_row: int32 [], the mask row of the ids that end its text.
+      eos_row, quote_row: int32 [], the mask rows of the ids that end its text, and of those that begin with a quote.
       classes: int32 [256], its byte classes.
       moves: int32 [S, C, 2], target * 2 + stay, and push.
       closed: bool [S], states that end their frame and read nothing.
+      boundary, distinct_end: int32 and bool [S], see `automata.pushdown`; empty where no row has distinct strings.
+      byte_token: int32 [256], the token of each single byte, -1 if there is none.
       threshold_range: int32 [B, K, 2], where a block's thresholds of a label begin and end.
       group_range: int32 [B, 2], likewise its groups of tokens that leave the frame.
       entry_range: int32 [G, 2], likewise a group's tokens.
@@ -91,10 +61,14 @@ class Constraint:
     unconstrained: Array = rows.row(0, jnp.bool_)
     max_free_depth: Array = rows.row(0, jnp.int32)
     eos_row: Array = rows.row(0, jnp.int32)
+    quote_row: Array = rows.row(0, jnp.int32)
     classes: Array = rows.row(1, jnp.int32)
     moves: Array = rows.shared()
     label: Array = rows.shared()
     closed: Array = rows.shared()
+    boundary: Array = rows.shared()
+    distinct_end: Array = rows.shared()
+    byte_token: Array = rows.shared()
     returns: Array = rows.shared()
     distance: Array = rows.shared()
     block: Array = rows.shared()
@@ -117,7 +91,8 @@ class Constraint:
     data: Array = rows.shared()
     max_depth: int = rows.static()
     bisections: int = rows.static()
-    host: _Host = rows.static()
+    distinct: bool = rows.static()
+    host: HostConstraint = rows.static()
 
     def __repr__(self) -> str:
         count = getattr(self.start, "size", 1)
@@ -159,6 +134,7 @@ class Constraint:
             jnp.int32(0),
             jnp.zeros(self.max_depth, jnp.int32),
             jnp.zeros((self.max_depth + 1, labels), jnp.int32),
+            distinct.nothing_read(self.max_depth) if self.distinct else None,
         )
 
     def apply(self, state: ConstraintState, logits: Logits, step: Step) -> Logits:
@@ -172,6 +148,7 @@ class Constraint:
         cost = jnp.min(_at(self.distance, state.state) + _at(state.ahead, state.height))
         # Too high a stack is led back down the nearest way.
         budget = jnp.where(state.height > self.max_free_depth, jnp.minimum(remaining, cost), remaining) - 1
+        repeats = self._repeats(state)
 
         # A frame that may end here is asked first; then, as if it had ended, the one below; and so on.
         def body(loop: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
@@ -188,7 +165,30 @@ class Constraint:
         words = jnp.zeros(self.masks.shape[1], jnp.uint32)
         begin = (state.state, state.height, words, state.state != 0, jnp.bool_(False))
         _, _, words, _, complete = jax.lax.while_loop(lambda loop: loop[3], body, begin)
+        if state.strings is not None:
+            longer = self._longer(state, state.strings, remaining - 1)
+            words = jnp.where(repeats, (words & ~_at(self.masks, jnp.asarray(self.quote_row))) | longer, words)
         return words | _at(self.masks, jnp.where(complete, self.eos_row, 0))
+
+    def _repeats(self, state: ConstraintState) -> jax.Array:
+        """Whether a distinct string may be closed here, but for one that is equal to it."""
+        if state.strings is None:
+            return jnp.bool_(False)
+        return _at(self.distinct_end, state.state) & distinct.is_seen(state.strings, state.strings.digest, state.height)
+
+    def _longer(self, state: ConstraintState, strings: distinct.DistinctState, budget: jax.Array) -> jax.Array:
+        """Single bytes with which a distinct string that may not be closed becomes one that may: the least that it takes."""
+        byte = jnp.arange(256, dtype=jnp.int32)
+        column = _at(self.classes, byte)
+        code, site = (_at(self.moves, state.state, column, part) for part in (0, 1))
+        after = _at(self.boundary, code >> 1)
+        new = ~distinct.is_seen(strings, distinct.read_byte(strings, byte), state.height)
+        fits = jnp.min(_at(self.distance, after) + _at(state.ahead, state.height), axis=-1) <= budget
+        token = _at(self.byte_token, byte)
+        good = (code > 1) & (code & 1 == 0) & (site < 0) & _at(self.distinct_end, after) & new & fits & (token >= 0)
+        token = jnp.maximum(token, 0)
+        bit = jnp.where(good, jnp.uint32(1) << (token & 31).astype(jnp.uint32), jnp.uint32(0))
+        return jnp.zeros(self.masks.shape[1], jnp.uint32).at[token >> 5].add(bit, mode="promise_in_bounds")
 
     def _return(self, stack: jax.Array, below: jax.Array, label: jax.Array) -> jax.Array:
         """Where the frame above `below` sites returns to."""
@@ -287,14 +287,16 @@ class Constraint:
         end = jnp.where(known, _at(self.offsets, index + 1), begin)
         first = jnp.where(end > begin, state.state, 0)  # ids without text end it
         levels = jnp.arange(self.max_depth, dtype=jnp.int32)
+        strings = self._first_byte(state, _at(self.data, jnp.minimum(begin, self.data.shape[0] - 1)))
 
-        def unfinished(loop: tuple[jax.Array, ...]) -> jax.Array:
-            at, height, _, _, position = loop
+        def unfinished(loop: _Reading) -> jax.Array:
+            at, height, _, _, position, _ = loop
             return (at != 0) & ((position < end) | (_at(self.closed, at) & (height > 0)))
 
-        def body(loop: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-            at, height, lowest, stack, position = loop
-            column = _at(self.classes, _at(self.data, jnp.minimum(position, end - 1)).astype(jnp.int32))
+        def body(loop: _Reading) -> _Reading:
+            at, height, lowest, stack, position, strings = loop
+            byte = _at(self.data, jnp.minimum(position, end - 1)).astype(jnp.int32)
+            column = _at(self.classes, byte)
             code, site = (_at(self.moves, at, column, part) for part in (0, 1))
             reads = (position < end) & (code > 1)
             label = _at(self.label, at)
@@ -302,15 +304,28 @@ class Constraint:
             pushes = reads & (site >= 0) & (height < self.max_depth)
             lost = reads & (site >= 0) & (height >= self.max_depth)
             stack = jnp.where(pushes & (levels == height), site, stack)
+            if strings is not None:
+                begun = pushes & (jnp.arange(self.max_depth + 1) == height + 1)
+                strings = strings._replace(opened=jnp.where(begun, strings.position, strings.opened))
+                strings = distinct.advance(strings, byte, reads & (code & 1 == 0))
             back = self._return(stack, jnp.maximum(height - 1, 0), jnp.maximum(label, 0))
             at = jnp.where(reads & ~lost, code >> 1, jnp.where(pops, back, 0))
             height = height + pushes.astype(jnp.int32) - pops.astype(jnp.int32)
             position = position + (reads & (code & 1 == 0)).astype(jnp.int32)
-            return at, height, jnp.minimum(lowest, height), stack, position
+            return at, height, jnp.minimum(lowest, height), stack, position, strings
 
-        loop = (first, state.height, state.height, state.stack, begin)
-        at, height, lowest, stack, _ = jax.lax.while_loop(unfinished, body, loop)
-        return ConstraintState(at, height, stack, self._ahead(state.ahead, stack, lowest, height))
+        loop: _Reading = (first, state.height, state.height, state.stack, begin, strings)
+        at, height, lowest, stack, _, strings = jax.lax.while_loop(unfinished, body, loop)
+        if strings is not None:
+            at = _at(self.boundary, at)
+        return ConstraintState(at, height, stack, self._ahead(state.ahead, stack, lowest, height), strings)
+
+    def _first_byte(self, state: ConstraintState, byte: jax.Array) -> distinct.DistinctState | None:
+        """What is remembered of distinct strings once a token begins with `byte`, which alone may close one."""
+        if state.strings is None:
+            return None
+        closes = _at(self.distinct_end, state.state) & (byte == distinct.QUOTE)
+        return distinct.remembered(state.strings, closes, state.height)
 
     def _ahead(self, ahead: jax.Array, stack: jax.Array, lowest: jax.Array, height: jax.Array) -> jax.Array:
         """`ahead` for the sites above `lowest`, which are new."""
@@ -347,19 +362,19 @@ def pack_constraints(
     """
     if not tables:
         raise expected("tables", tables, "one entry for each row")
-    distinct: dict[int, Tables] = {}
+    held: dict[int, Tables] = {}
     for row in tables:
         if row is not None:
-            distinct.setdefault(id(row), row)
+            held.setdefault(id(row), row)
             if row.vocabulary != vocabulary.fingerprint:
                 raise expected(
                     "constraint", "one compiled for another tokenizer", "one for the loaded model's", "Compile it anew."
                 )
-    sizes = sorted({one.size for one in distinct.values()}) or [vocabulary.size]
+    sizes = sorted({one.size for one in held.values()}) or [vocabulary.size]
     if len(sizes) > 1:
         raise expected("tables", sizes, "tables for one number of logits")
-    packed = pack_tables(list(distinct.values()), sizes[0])
-    number = {key: index for index, key in enumerate(distinct)}
+    packed = pack_tables(list(held.values()), sizes[0])
+    number = {key: index for index, key in enumerate(held)}
 
     def per_row(value: Callable[[Tables, int], object], unconstrained: object, dtype: type) -> np.ndarray:
         return np.array([unconstrained if t is None else value(t, number[id(t)]) for t in tables], dtype)
@@ -372,9 +387,12 @@ def pack_constraints(
         eos_row=per_row(lambda t, index: packed.eos_row[index], 0, np.int32),
         classes=per_row(lambda t, index: t.classes, np.zeros(256), np.int32),
         offsets=offsets,
+        quote_row=per_row(lambda t, index: packed.quote_row[index], 0, np.int32),
+        byte_token=distinct.single_bytes(vocabulary),
         data=data,
         max_depth=packed.max_depth,
         bisections=packed.bisections,
-        host=_Host.of(compiled),
+        distinct=packed.distinct,
+        host=HostConstraint.of(compiled),
         **packed.arrays,
     )

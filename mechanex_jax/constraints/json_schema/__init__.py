@@ -6,6 +6,7 @@ The way of a schema, `compile.pushdown_automaton`:
 2. `to_formula`: the schema becomes a formula of logic (`formula`) whose leaves are questions about a value. The function of
    each keyword stands in `keywords` (any type, numbers, strings, logic), `applicators` (members of objects, items of arrays)
    or `unevaluated`.
+   `closed` makes a second formula, of the texts whose objects have listed keys only.
 3. `to_automaton`: states that read a value for which the formula holds, by type: `scalars` (with `numbers`, `strings`,
    `formats`; bytes in `string_bytes`), `objects` (with `property_keys`) and `arrays`. The last two share `containers`, which
    goes from part to part by `steps`. The states lie in `rules`.
@@ -16,6 +17,7 @@ are. A new leaf is one more row of the table in `to_formula`, and a case in the 
 Cases for all go to `tests/support/schema_cases.py`.
 """
 
-from mechanex_jax.constraints.json_schema.compile import pushdown_automaton, read
+from mechanex_jax.constraints.json_schema.compile import pushdown_automaton
+from mechanex_jax.constraints.json_schema.spelling import misspelt, warn_of_misspelt
 
-__all__ = ["pushdown_automaton", "read"]
+__all__ = ["misspelt", "pushdown_automaton", "warn_of_misspelt"]

@@ -26,6 +26,7 @@ class _ArrayRule(ContainerRule):
 
     def __init__(self, values: ValueReader, rule: Rule, must: Formula, goals: Goals):
         super().__init__(values, rule)
+        self.distinct_at = ""  # for "unique": the path, where items are told apart as they are read
         self.domain: list[Formula] = []  # for "unique": the values that items can have
         self.first = self._settle_unique(must, goals)
 
@@ -36,8 +37,19 @@ class _ArrayRule(ContainerRule):
             self._read_distinct(source, left, leaves, unique)
             return
         part = next_part(self.translator, left.must, left.goals, map(self._update, leaves))
-        if part is not None:
+        if part is None:
+            return
+        if not self.distinct_at:
             self.values.read(source, part.must, part.goals, self.continuation(part))
+            return
+        try:
+            self.values.read_distinct(source, part.must, part.goals, self.continuation(part))
+        except ConstraintError as error:
+            raise ConstraintError(
+                f"uniqueItems at {self.distinct_at} cannot be held exactly: {error.message}, and they can have more than "
+                f"{_MAX_DISTINCT} values. Give items an enum of fewer values, or the type string without maxLength and format, "
+                "or leave uniqueItems out and check it afterwards."
+            ) from None
 
     def _update(self, leaf: Formula) -> LeafUpdate:
         f, (name, *args) = self.formulas, leaf.args
@@ -91,10 +103,12 @@ class _ArrayRule(ContainerRule):
             domains = [domain for goal in whole if (domain := self._values(self.translator.expand(goal))) is not None]
             self.domain = min(domains, key=len, default=[])
             if not domains or len(self.domain) > _MAX_DISTINCT:
-                raise ConstraintError(
-                    f"uniqueItems at {path} cannot be held exactly: the items can have more than {_MAX_DISTINCT} "
-                    "values. Give items an enum of fewer values, or leave uniqueItems out and check it afterwards."
-                )
+                if not set(unique) <= set(parts):
+                    raise ConstraintError(
+                        f"uniqueItems at {path} cannot be held exactly: other keywords ask whether it holds (not, oneOf, if "
+                        f"or anyOf), and the items can have more than {_MAX_DISTINCT} values. Leave it out and check later."
+                    )
+                self.distinct_at, changes = path, dict.fromkeys(unique, f.true)
         return Remainder(f.substitute(must, changes), tuple(f.substitute(goal, changes) for goal in goals))
 
     def _values(self, formula: Formula) -> list[Formula] | None:

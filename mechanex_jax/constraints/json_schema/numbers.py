@@ -24,7 +24,7 @@ from mechanex_jax.errors import ConstraintError
 
 LESS, EQUAL, GREATER = 0, 1, 2  # labels of `comparison`
 _SYMBOLS = "0123456789-+.eE"
-_EXPONENT_DIGITS = 3
+_EXPONENT_DIGITS, _SHORT_DIGITS = 3, 15
 _MAX_STATES = 40_000
 
 Read = TypeVar("Read", bound=Hashable)  # what matters of the characters read so far
@@ -36,23 +36,32 @@ def exact(value: int | float) -> Fraction:
     return Fraction(value) if isinstance(value, int) else Fraction(Decimal(repr(value)))
 
 
-def classify(leaves: Sequence[Formula], decide: Decision[Outcome], limits: CompileLimits) -> Classifier[Outcome]:
+def classify(
+    leaves: Sequence[Formula], decide: Decision[Outcome], limits: CompileLimits, *, short: bool = False
+) -> Classifier[Outcome]:
     """Tell numbers apart by what `decide` makes of the truth of leaves.
 
-    Leaves: ("below", b), ("equal", b), ("multiple", d), ("plain",): see `to_formula`.
+    Leaves: ("below", b), ("equal", b), ("multiple", d), ("plain",): see `to_formula`. With `short`, numbers have at most 15
+    digits (or more, if a leaf's number has as many) and 3 digits of an exponent; and where a leaf asks for integers, these have
+    neither a fraction nor an exponent.
     """
     compared = [leaf for leaf in leaves if leaf.args[0] in ("below", "equal")]
     bounds = list(dict.fromkeys(leaf.args[1] for leaf in compared))
     others = [leaf for leaf in leaves if leaf.args[0] in ("multiple", "plain")]
     parts = [numbers(), *map(comparison, bounds)]
     parts += [multiples(leaf.args[1]) if leaf.args[0] == "multiple" else plain() for leaf in others]
+    integers = next((1 + len(bounds) + i for i, leaf in enumerate(others) if leaf.args == ("multiple", 1)), 0)
+    if short:
+        parts.append(short_numbers(_digits_needed(leaves)))
+    if short and integers:
+        parts.append(plain())
     outcomes = Labels(decide)
 
     def combine(labels: tuple[int, ...]) -> int:
-        if min(labels) < 0:
+        if min(labels) < 0 or (short and integers and labels[integers] == 1 and labels[-1] != 1):
             return -1
         sizes = dict(zip(bounds, labels[1:], strict=False))
-        true = {leaf for leaf, label in zip(others, labels[1 + len(bounds) :], strict=True) if label == 1}
+        true = {leaf for leaf, label in zip(others, labels[1 + len(bounds) :], strict=False) if label == 1}
         true.update(leaf for leaf in compared if sizes[leaf.args[1]] == (LESS if leaf.args[0] == "below" else EQUAL))
         return outcomes.label(true)
 
@@ -118,6 +127,46 @@ def plain() -> CharDfa:
         return state and symbol not in ".eE"
 
     return _explore(True, step, int)
+
+
+# -- Short numbers -------------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def short_numbers(digits: int) -> CharDfa:
+    """Numbers of at most so many digits, a lone 0 before the point not counted, and 3 digits of an exponent: label 0."""
+
+    # (digits that are left, whether the whole part has ended, whether it is a lone 0), or digits of an exponent that are left.
+    def step(state: tuple[int, bool, bool] | int, symbol: str) -> tuple[int, bool, bool] | int | None:
+        if isinstance(state, int):
+            return state if symbol in "+-" else state - 1 if symbol.isdigit() and state else None
+        left, ended, zero = state
+        if symbol in "eE":
+            return _EXPONENT_DIGITS
+        if symbol == ".":
+            return (left, True, False)
+        if symbol == "-":
+            return state
+        if left == digits and not ended and symbol == "0" and not zero:
+            return (left, False, True)
+        return (left - 1, ended, False) if left else None
+
+    return _explore((digits, False, False), step, lambda state: 0)
+
+
+def _digits_needed(leaves: Sequence[Formula]) -> int:
+    """Digits with which every number that leaves name can be written, and the integers next to it."""
+    integers = any(leaf.args in (("multiple", 1), ("plain",)) for leaf in leaves)
+    needed = [_SHORT_DIGITS]
+    for leaf in leaves:
+        if len(leaf.args) < 2:
+            continue
+        whole, fraction, _ = _digits(abs(leaf.args[1]))
+        # Zeros at the ends can be left to an exponent, but for integers and multiples.
+        full = integers or leaf.args[0] == "multiple"
+        significant = whole + fraction if full else (whole + fraction).strip("0")
+        needed.append(len(significant) if len(significant) < _SHORT_DIGITS else len(significant) + 1)
+    return max(needed)
 
 
 # -- Numbers that may have an exponent -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from mechanex_jax.constraints.json_schema import string_bytes
 from mechanex_jax.constraints.json_schema.containers import ContainerRule, Remainder
 from mechanex_jax.constraints.json_schema.formula import Formula, conjuncts, sorted_leaves
 from mechanex_jax.constraints.json_schema.property_keys import KeyClasses, Order, Positions
@@ -52,6 +53,7 @@ class _ObjectRule(ContainerRule):
             f.substitute(must, changes), tuple(f.substitute(goal, changes) for goal in goals), self.order.start
         )
         self._values: dict[tuple[Formula, Remainder], int] = {}
+        self._ends: dict[int, frozenset[int]] = {}
         self._key_states: dict[tuple[int, int, tuple[int, ...]], int] = {}
 
     def _is_trivial(self, leaf: Formula) -> bool:
@@ -103,14 +105,20 @@ class _ObjectRule(ContainerRule):
                 waiting.append((original, self._key_states[key]))
             return self._key_states[key]
 
+        ends = self._distinct_ends(useful)
         first = copy_of(dfa.start)
         while waiting:
             original, source = waiting.pop()
-            for mask, target in dfa.edges[original]:
-                following = copy_of(target)
-                if following >= 0:
-                    self.builder.edge(source, mask, following)
+            edges = [(mask, following) for mask, target in dfa.edges[original] if (following := copy_of(target)) >= 0]
+            self.builder.string_edges(source, edges, distinct=original in ends)
         return first
+
+    def _distinct_ends(self, useful: int) -> frozenset[int]:
+        """States at which a key without a name, of the labels `useful`, may be closed unless it is there already."""
+        if useful not in self._ends:
+            unnamed = [label for label in _bits(useful) if self.keys.classes[label].name is None]
+            self._ends[useful] = string_bytes.distinct_ends(self.keys.dfa, unnamed)
+        return self._ends[useful]
 
     # -- Members -----------------------------------------------------------------------------------------------------------
 

@@ -47,8 +47,10 @@ class KeyClasses:
 
         classifier = strings.classify(sorted_leaves((*named, *formulas)), decide)
         automaton = classifier.automaton
-        self.dfa = automaton if isinstance(automaton, ByteDfa) else string_bytes.of_chars(automaton)
         self.classes = classifier.outcomes
+        dfa = automaton if isinstance(automaton, ByteDfa) else string_bytes.of_chars(automaton)
+        unnamed = [label for label, key in enumerate(self.classes) if key.name is None]
+        self.dfa = string_bytes.with_one_spelling(dfa, unnamed) if unnamed else dfa
         self.label_of = {key.name: label for label, key in enumerate(self.classes) if key.name is not None}
         self.members = [
             sum(1 << label for label, key in enumerate(self.classes) if i in key.true) for i in range(len(formulas))

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import jsonschema_specifications
@@ -13,6 +14,7 @@ import referencing
 import referencing.exceptions
 import referencing.jsonschema
 
+from mechanex_jax.constraints.sources import Schema
 from mechanex_jax.errors import ConstraintError
 from mechanex_jax.storage.json_values import JsonValue
 
@@ -21,9 +23,8 @@ if TYPE_CHECKING:
     from referencing._core import Resolved, Resolver
     from referencing.jsonschema import Schema as AnySchema
 
-Schema: TypeAlias = "bool | Mapping[str, JsonValue]"
-
 _REFERENCES = ("$ref", "$dynamicRef", "$recursiveRef")
+_DEFINITIONS = re.compile(r"#|#/(\$defs|definitions)/[^/]*")  # references whose targets have been checked with the document
 _FIXING_WORDS = (*_REFERENCES, "$id", "$schema")  # what a schema with one of these means depends on where it stands
 
 
@@ -91,16 +92,23 @@ def checked_dialect(schema: Schema) -> Dialect:
         choices = [_NEWEST, *(DIALECTS[f"http://json-schema.org/draft-0{n}/schema"] for n in (7, 4))]
     first: ConstraintError | None = None
     for dialect in choices:
-        try:
-            # Patterns are ECMA-262's, and checked as such when they are compiled; the default checker takes Python's.
-            dialect.validator.check_schema(schema, format_checker=jsonschema.FormatChecker(formats=()))
-        except jsonschema.SchemaError as error:
-            first = first or ConstraintError(
-                f"json_schema is not a valid schema: {error.message} (at {pointer(error.absolute_path)}). Correct it there."
-            )
-        else:
+        error = schema_error(schema, dialect)
+        if error is None:
             return dialect
+        first = first or ConstraintError(
+            f"json_schema is not a valid schema: {error.message} (at {pointer(error.absolute_path)}). Correct it there."
+        )
     raise first or ConstraintError("json_schema is not a valid schema.")
+
+
+def schema_error(schema: Schema, dialect: Dialect) -> jsonschema.SchemaError | None:
+    """jsonschema's objection to a schema, by the metaschema of a dialect; None if there is none."""
+    try:
+        # Patterns are ECMA-262's, and checked as such when they are compiled; the default checker takes Python's.
+        dialect.validator.check_schema(schema, format_checker=jsonschema.FormatChecker(formats=()))
+    except jsonschema.SchemaError as error:
+        return error
+    return None
 
 
 def pointer(path: Iterable[str | int]) -> str:
@@ -146,6 +154,7 @@ class Documents:
         base = resource.id() or ""
         registry = jsonschema_specifications.REGISTRY.with_resource(base, resource)
         self._movable: dict[int, bool] = {}
+        self._checked: set[int] = set()
         self._fixing_words = (*_FIXING_WORDS, "id") if dialect.number == 4 else _FIXING_WORDS
         text = json.dumps(schema)
         self._dynamic = '"$dynamicRef"' in text or '"$recursiveRef"' in text or '"$ref": "http' in text
@@ -197,7 +206,22 @@ class Documents:
                 ) from None
             if not isinstance(resolved.contents, bool | Mapping):
                 raise ConstraintError(f"{word} at {place.path} leads to {target!r}, which is not a schema.")
-            yield self._resolved_place(resolved, place.dialect, str(target))
+            entered = self._resolved_place(resolved, place.dialect, str(target))
+            self._check_target(word, place, entered)
+            yield entered
+
+    def _check_target(self, word: str, place: Place, target: Place) -> None:
+        """Raise unless a reference leads to a schema: only where schemas are known to stand has the document been checked."""
+        usual = _DEFINITIONS.fullmatch(target.path)
+        if (usual and (usual[1] != "$defs" or target.dialect.number >= 2019)) or id(target.schema) in self._checked:
+            return
+        error = schema_error(target.schema, target.dialect)
+        if error is not None:
+            raise ConstraintError(
+                f"{word} at {place.path} leads to {target.path!r}, which is not a schema: {error.message} (at "
+                f"{pointer(error.absolute_path)} in it). Refer to a schema, such as one under $defs."
+            )
+        self._checked.add(id(target.schema))
 
     def _resolved_place(self, resolved: Resolved[Any], dialect: Dialect, path: str) -> Place:
         # The document that a reference enters may name its own dialect.

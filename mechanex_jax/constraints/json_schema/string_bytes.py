@@ -8,7 +8,7 @@ pair of them above U+FFFF). So a key has one spelling, and an alias of it is no 
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -22,6 +22,7 @@ _QUOTE = 1 << 0x22
 _SHORT = {'"': b'\\"', "\\": b"\\\\", "\b": b"\\b", "\f": b"\\f", "\n": b"\\n", "\r": b"\\r", "\t": b"\\t"}
 _DIGITS = [1 << ord(f"{i:x}") | 1 << ord(f"{i:X}") for i in range(16)]
 _MIN_LONG = 65  # states of an automaton over characters from which on it may be copied by `LongStrings`
+_WAYS_ON = 16
 _MIN_SHARING = 16  # how many of its states on average are laid out alike
 
 
@@ -68,6 +69,46 @@ def as_written(dfa: ByteDfa) -> ByteDfa:
                         order.append(key)
                     out.edges[numbers[state, inside]].append((mask & allowed, numbers[key]))
     return out.minimize()
+
+
+def with_one_spelling(dfa: ByteDfa, labels: Collection[int]) -> ByteDfa:
+    r"""The part of an automaton of `as_written` in which strings of some labels are spelt in one way only: without `\u`."""
+    out = ByteDfa([], [], 0)
+    numbers = {(dfa.start, False, False): out.state()}  # state, behind a backslash, whether there was a \u
+    order = [(dfa.start, False, False)]
+    hexadecimal, short = 1 << ord("u"), byte_mask(b'"\\bfnrt')
+    for state, escaped, other in order:
+        for mask, target in dfa.edges[state]:
+            behind = [(hexadecimal, False, True), (short, False, other)]
+            outside = [(1 << 0x5C, True, other), (ALL_BYTES & ~(1 << 0x5C), False, other)]
+            for allowed, following, marked in (
+                steps if escaped else [(1 << 0x5C, True, other), (ALL_BYTES & ~(1 << 0x5C), False, other)]
+            ):
+                key = (target, following, marked)
+                if not mask & allowed or (marked and dfa.labels[target] in labels):
+                    continue
+                if key not in numbers:
+                    numbers[key] = out.state(dfa.labels[target])
+                    order.append(key)
+                out.edges[numbers[state, escaped, other]].append((mask & allowed, numbers[key]))
+    return out.minimize()
+
+
+def distinct_ends(dfa: ByteDfa, labels: Collection[int]) -> frozenset[int]:
+    """The states at which a string of some labels may be closed, and could be longer in many ways.
+
+    Of each of them, at least 16 single bytes lead to others, so that a string that is equal to one before it has a way on.
+    """
+    ends = {
+        state
+        for state, edges in enumerate(dfa.edges)
+        if any(mask & _QUOTE and dfa.labels[target] in labels for mask, target in edges)
+    }
+    while True:
+        more = {state for state in ends if sum(m.bit_count() for m, target in dfa.edges[state] if target in ends) >= _WAYS_ON}
+        if more == ends:
+            return frozenset(ends)
+        ends = more
 
 
 def of_chars(dfa: CharDfa) -> ByteDfa:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from mechanex_jax.constraints.json_schema.formula import FALSE, JSON_TYPES, NULL, TRUE, Formula
+from mechanex_jax.constraints.json_schema.formula import FALSE, JSON_TYPES, NULL, STRING, TRUE, Formula
 from mechanex_jax.constraints.json_schema.rules import Rules
 from mechanex_jax.constraints.json_schema.steps import Continuation, Goals, Truths
 from mechanex_jax.constraints.json_schema.to_formula import Translator
+from mechanex_jax.errors import ConstraintError
 
 _LITERALS = {NULL: b"null", TRUE: b"true", FALSE: b"false"}
 _MAX_INLINE_TYPES = 2  # a value of more types is read by a rule of its own
@@ -28,9 +29,11 @@ class ValueReader:
       rules: where the states go.
     """
 
-    def __init__(self, translator: Translator, rules: Rules, readers: Mapping[int, TypeReader]):
+    def __init__(
+        self, translator: Translator, rules: Rules, readers: Mapping[int, TypeReader], read_distinct_string: TypeReader
+    ):
         self.translator, self.formulas, self.rules = translator, translator.formulas, rules
-        self._readers = readers
+        self._readers, self._read_distinct_string = readers, read_distinct_string
 
     def read(self, source: int, must: Formula, goals: Sequence[Formula], then: Continuation) -> None:
         """From `source` of some rule read a value for which `must` holds.
@@ -50,6 +53,21 @@ class ValueReader:
             self.rules.call_reader(
                 source, "value", must, goals, lambda start, end: self._read_types(start, possible, must, goals, end), then
             )
+
+    def read_distinct(self, source: int, must: Formula, goals: Sequence[Formula], then: Continuation) -> None:
+        """From `source` read a string for which `must` holds, and which no other one of its array may be equal to.
+
+        Raises:
+          ConstraintError: `must` holds for values that are no strings, or for strings that can't be told apart by a token.
+        """
+        must = self.translator.expand(must)
+        goals = tuple(self.translator.expand(goal) for goal in goals)
+        if any(self.formulas.of_type(must, bit) is not self.formulas.false for bit in JSON_TYPES if bit != STRING):
+            raise ConstraintError("the items need not be strings")
+        readers = {**self._readers, STRING: self._read_distinct_string}
+        ValueReader(self.translator, self.rules, readers, self._read_distinct_string)._read_types(
+            source, [STRING], must, goals, then
+        )
 
     def _read_types(self, source: int, possible: Iterable[int], must: Formula, goals: Goals, then: Continuation) -> None:
         for bit in possible:

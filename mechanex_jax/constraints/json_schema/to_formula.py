@@ -14,7 +14,7 @@ only looked at when such a part is read, so recursion ends here.
 | ("items", low, high, goal) | arrays: the items low .. high - 1 satisfy `goal`; high None is all the rest | `arrays` |
 | ("contains", goal, n), ("count", n) | arrays with at least n items that satisfy `goal`, n items | `arrays` |
 | ("unique", seen, path) | arrays whose items differ from each other and from those seen | `arrays` |
-| ("schema", key) | the values of which the schema of that key is true | `Translator.expand` |
+| ("schema", key), ("closed", key) | values for which the schema of that key holds, that it closes | `Translator.expand` |
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _MOST_COUNTED = 1 << 20  # characters, items or members; each takes at least a b
 # The formula of a keyword, from the place where it stands and its value, whose type the metaschema has checked.
 Keyword = Callable[["Translator", Place, Any], Formula]
 KEYWORDS: dict[str, Keyword] = {}  # in the order in which they are translated
+# What may be asked of a part of a value about the schema at a place, by the name of the leaf that stands for it.
+READINGS: dict[str, Callable[[Translator, Place], Formula]] = {"schema": lambda t, place: t.formula(place)}
 
 
 def keyword(name: str) -> Callable[[Keyword], Keyword]:
@@ -77,6 +79,7 @@ class Translator:
         self.chains: list[tuple[str, ...]] = []
         self._chain_numbers: dict[tuple[str, ...], int] = {}
         self._places: dict[tuple, Place] = {}
+        self._read: dict[Formula, Formula] = {}
         self._done: dict[tuple, Formula] = {}
         self._active: dict[tuple, str] = {}
 
@@ -115,18 +118,24 @@ class Translator:
         """The formula of the subschema at `steps`, of the same value."""
         return self.formula(self.documents.child(place, *steps))
 
-    def later(self, place: Place, *steps: str | int) -> Formula:
+    def later(self, place: Place, *steps: str | int, reading: str = "schema") -> Formula:
         """The formula of the subschema at `steps`, of a part of the value: a leaf, not looked at yet."""
         child = self.documents.child(place, *steps)
         if isinstance(child.schema, bool):
-            return self.formulas.constant(child.schema)
+            return READINGS[reading](self, child)
         self._places.setdefault(child.key, child)
-        return self.formulas.leaf("schema", child.key)
+        return self.formulas.leaf(reading, child.key)
 
     def expand(self, formula: Formula) -> Formula:
-        """The formula with its ("schema", key) leaves looked at."""
-        waiting = [leaf for leaf in formula.leaves if leaf.args[0] == "schema"]
-        return self.formulas.substitute(formula, {leaf: self.formula(self._places[leaf.args[1]]) for leaf in waiting})
+        """The formula with its ("schema", key) and ("closed", key) leaves looked at."""
+        waiting = [leaf for leaf in formula.leaves if leaf.args[0] in READINGS]
+        return self.formulas.substitute(formula, {leaf: self._looked_at(leaf) for leaf in waiting})
+
+    def _looked_at(self, leaf: Formula) -> Formula:
+        if leaf not in self._read:
+            reading, key = leaf.args
+            self._read[leaf] = READINGS[reading](self, self._places[key])
+        return self._read[leaf]
 
     def chain(self, names: tuple[str, ...]) -> int:
         """The number of an order of names."""

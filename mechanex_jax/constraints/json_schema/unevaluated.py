@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from mechanex_jax.constraints.json_schema.applicators import listed_keys
@@ -14,7 +14,7 @@ from mechanex_jax.storage.json_values import JsonValue
 _MAX_VARIED = 8  # choices are tried in all combinations
 
 
-def _in_place(t: Translator, place: Place) -> Iterator[tuple[Place, Formula]]:
+def in_place(t: Translator, place: Place) -> Iterator[tuple[Place, Formula]]:
     """Subschemas about the same value, each with the condition under which what it evaluates counts."""
     true = t.formulas.true
     for target in t.documents.targets(place):
@@ -35,7 +35,7 @@ def _in_place(t: Translator, place: Place) -> Iterator[tuple[Place, Formula]]:
 # -- Members -------------------------------------------------------------------------------------------------------------------
 
 
-class _Keys(NamedTuple):
+class EvaluatedKeys(NamedTuple):
     """Keys that a schema evaluates, and the formula of the objects in which it does."""
 
     key: Formula
@@ -49,9 +49,15 @@ def _unevaluated_properties(t: Translator, place: Place, value: JsonValue) -> Fo
     Places that hold under the same condition go together. Each name they mention is looked at by itself; all other keys are
     told apart by the patterns that match them.
     """
-    f, goal = t.formulas, t.later(place, "unevaluatedProperties")
+    evaluated = evaluated_members(t, place, skip="unevaluatedProperties")
+    return members_satisfy(t, place, "unevaluatedProperties", evaluated, t.later(place, "unevaluatedProperties"))
+
+
+def members_satisfy(t: Translator, place: Place, word: str, evaluated: Iterable[EvaluatedKeys], goal: Formula) -> Formula:
+    """The formula of the objects of which each member is evaluated, or its value satisfies `goal`; errors name `word`."""
+    f = t.formulas
     groups: dict[Formula, Formula] = {}
-    for key, condition in _evaluated_members(t, place, skip="unevaluatedProperties"):
+    for key, condition in evaluated:
         groups[condition] = f.any((groups.get(condition, f.false), key))
     names = sorted(
         {leaf for key in groups.values() for leaf in key.leaves if leaf.args[0] == "text"}, key=lambda leaf: leaf.number
@@ -70,7 +76,7 @@ def _unevaluated_properties(t: Translator, place: Place, value: JsonValue) -> Fo
     always = [condition for condition, key in others.items() if key is f.true]
     varied = [(condition, key) for condition, key in others.items() if key.kind != "constant"]
     if len(varied) > _MAX_VARIED:
-        raise refusal(place, "unevaluatedProperties", f"it depends on {len(varied)} patterns under different conditions")
+        raise refusal(place, word, f"it depends on {len(varied)} patterns under different conditions")
     for chosen in range(1 << len(varied)):
         keys = [key if chosen >> i & 1 else f.negation(key) for i, (_, key) in enumerate(varied)]
         evaluating = [condition for i, (condition, _) in enumerate(varied) if chosen >> i & 1]
@@ -78,19 +84,19 @@ def _unevaluated_properties(t: Translator, place: Place, value: JsonValue) -> Fo
     return t.if_object(*parts)
 
 
-def _evaluated_members(t: Translator, place: Place, skip: str = "") -> Iterator[_Keys]:
+def evaluated_members(t: Translator, place: Place, skip: str = "") -> Iterator[EvaluatedKeys]:
     if isinstance(place.schema, bool):
         return
     f = t.formulas
     if "properties" in place or "patternProperties" in place:
-        yield _Keys(listed_keys(t, place), f.true)
+        yield EvaluatedKeys(listed_keys(t, place), f.true)
     if "additionalProperties" in place:
-        yield _Keys(f.negation(listed_keys(t, place)), f.true)
+        yield EvaluatedKeys(f.negation(listed_keys(t, place)), f.true)
     if "unevaluatedProperties" in place and skip != "unevaluatedProperties":
-        yield _Keys(f.true, f.true)
-    for target, condition in _in_place(t, place):
-        for key, inner in _evaluated_members(t, target):
-            yield _Keys(key, f.all((condition, inner)))
+        yield EvaluatedKeys(f.true, f.true)
+    for target, condition in in_place(t, place):
+        for key, inner in evaluated_members(t, target):
+            yield EvaluatedKeys(key, f.all((condition, inner)))
 
 
 # -- Items ---------------------------------------------------------------------------------------------------------------------
@@ -149,6 +155,6 @@ def _evaluated_items(t: Translator, place: Place, skip: str = "") -> Iterator[_I
             yield _Items(None, None, true)
     if newest and "contains" in place:
         yield _Items(None, t.later(place, "contains"), true)
-    for target, condition in _in_place(t, place):
+    for target, condition in in_place(t, place):
         for items in _evaluated_items(t, target):
             yield items._replace(condition=t.formulas.all((condition, items.condition)))

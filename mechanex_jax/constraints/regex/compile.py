@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, CompileLimits, complement
+from mechanex_jax.constraints.automata.dfa import DEFAULT_LIMITS, CharDfa, CompileLimits, complement, literals
 from mechanex_jax.constraints.automata.encoding import to_bytes
 from mechanex_jax.constraints.automata.expression import Node
 from mechanex_jax.constraints.automata.nfa import determinize
@@ -47,6 +47,11 @@ def forbidding(terms: Sequence[str], limits: CompileLimits = DEFAULT_LIMITS) -> 
     """
     containing = char_dfa(f"(?i:{'|'.join(map(re.escape, terms))})", search=True, limits=limits)
     return _pushdown("forbidden", complement(containing))
+
+
+def choices(texts: Sequence[str]) -> PushdownAutomaton:
+    """Build the automaton of some texts."""
+    return _pushdown("choices", literals(dict.fromkeys(texts, 0)))
 
 
 def pushdown_automaton(pattern: str, limits: CompileLimits = DEFAULT_LIMITS) -> PushdownAutomaton:

@@ -54,7 +54,7 @@ class Tables:
     `distance[s, y]` is `UNREACHABLE`, t).
 
     Attributes:
-      classes, target, push, stay, label, returns, start: the automaton's.
+      classes, target, push, stay, label, returns, start, boundary: the automaton's.
       distance: int32 [S, K].
       block: int32 [S]; states of one block have the same masks. Block 0 is the dead state's.
       all_tokens: int32 [B], the mask row of all tokens inside the frame, however many tokens are needed behind them.
@@ -63,6 +63,7 @@ class Tables:
       threshold: int32, ascending for each block and label.
       mask_row: int32, the mask row of the tokens that need no more than that.
       masks: uint32 [U, ceil(V / 32)], the bit `v % 32` of word `v // 32` is token v's. Row 0 is empty.
+      quote_row: the mask row of the tokens that begin with a quote; 0 where there are no distinct strings.
       first_group, group_suffix, group_label: for each block, the (suffix, label) pairs of tokens that leave the frame.
       first_entry, entry_token: for each group, those tokens.
       suffix_row: int32 [S], the row of `suffix_code` for a return state.
@@ -85,6 +86,7 @@ class Tables:
     label: np.ndarray
     returns: np.ndarray
     start: int
+    boundary: np.ndarray
     distance: np.ndarray
     block: np.ndarray
     all_tokens: np.ndarray
@@ -93,6 +95,7 @@ class Tables:
     threshold: np.ndarray
     mask_row: np.ndarray
     masks: np.ndarray
+    quote_row: int
     first_group: np.ndarray
     group_suffix: np.ndarray
     group_label: np.ndarray
@@ -169,6 +172,8 @@ def build(
     rows = mask_rows(transitions, node_distance, base_distance, size, limits.bytes)
     max_free_depth, max_depth = _depths(pushdown, transitions, walker.highest, limits.depth)
     suffix_tables = suffixes.tables(node_distance, base_distance)
+    distinct = bool(pushdown.distinct_ends.any())
+    masks = np.concatenate([rows.masks, _opening_with(b'"', vocabulary, size)[None]]) if distinct else rows.masks
     int32 = lambda values: np.ascontiguousarray(values, np.int32)
     tables = Tables(
         classes=pushdown.classes,
@@ -178,6 +183,7 @@ def build(
         label=pushdown.label,
         returns=pushdown.returns,
         start=pushdown.start,
+        boundary=pushdown.boundary,
         distance=int32(transitions.distance),
         block=int32(transitions.block),
         all_tokens=int32(rows.all_tokens),
@@ -185,7 +191,8 @@ def build(
         first_threshold=int32(rows.first_threshold),
         threshold=int32(rows.threshold),
         mask_row=int32(rows.mask_row),
-        masks=rows.masks,
+        masks=masks,
+        quote_row=len(masks) - 1 if distinct else 0,
         first_group=int32(suffix_tables.first_group),
         group_suffix=int32(suffix_tables.group_suffix),
         group_label=int32(suffix_tables.group_label),
@@ -203,6 +210,15 @@ def build(
         stats={},
     )
     return dataclasses.replace(tables, stats=_stats(tables) | {"seconds": round(time.monotonic() - begun, 4)})
+
+
+def _opening_with(byte: bytes, vocabulary: Vocabulary, size: int) -> np.ndarray:
+    """The mask row of the tokens whose text begins with a byte."""
+    begin, end = vocabulary.offsets[:-1], vocabulary.offsets[1:]
+    flags = np.zeros(-(-size // 32) * 32, bool)
+    filled = np.flatnonzero(end > begin)
+    flags[filled[vocabulary.bytes[begin[filled]] == byte[0]]] = True
+    return np.packbits(flags, bitorder="little").view("<u4").astype(np.uint32)
 
 
 def _stats(tables: Tables) -> dict[str, float]:

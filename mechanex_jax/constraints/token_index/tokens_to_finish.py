@@ -79,6 +79,9 @@ def shortest_distances(
       distance: int32 [N, K], of every node; `UNREACHABLE` where there is no way.
       height: int32 [N, K], the most that any shortest way has on the stack above the frame's bottom (between steps).
     """
+    # A string that may not be closed, as it is equal to another, takes one token more: every distinct one is given it.
+    inside = np.flatnonzero(pushdown.boundary != np.arange(len(pushdown.boundary)))
+    source, after = np.concatenate([source, inside]), np.concatenate([after, pushdown.boundary[inside]])
     node, called_state, label, behind = configurations.returns()
     labels = pushdown.returns.shape[1]
     size = configurations.states + len(configurations.state)

@@ -47,7 +47,10 @@ def built(name: str, depth: int = 128):
 
 def one_row(automaton):
     """The automaton of a single row, as a transform sees it inside `vmap`."""
-    fields = {name: getattr(automaton, name)[0] for name in ("start", "unconstrained", "max_free_depth", "eos_row", "classes")}
+    fields = {
+        name: getattr(automaton, name)[0]
+        for name in ("start", "unconstrained", "max_free_depth", "eos_row", "quote_row", "classes")
+    }
     return jax.device_put(dataclasses.replace(automaton, **fields))
 
 

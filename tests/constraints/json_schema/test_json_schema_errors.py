@@ -9,7 +9,7 @@ from mechanex_jax.constraints import json_schema
 from mechanex_jax.constraints.automata.dfa import CompileLimits
 from mechanex_jax.errors import ConstraintError
 
-_ITEMS = {"properties": {"tags": {"type": "array", "items": {"type": "string"}, "uniqueItems": True}}}
+_ITEMS = {"properties": {"tags": {"type": "array", "items": {"type": "string", "maxLength": 9}, "uniqueItems": True}}}
 
 
 @pytest.mark.parametrize(
@@ -22,7 +22,9 @@ _ITEMS = {"properties": {"tags": {"type": "array", "items": {"type": "string"}, 
         ("{", ["JSON text"]),
         ({"enum": [{1, 2}]}, ["written as JSON"]),
         ({"const": float("nan")}, ["written as JSON"]),
-        (_ITEMS, ["uniqueItems", "#/properties/tags"]),
+        (_ITEMS, ["uniqueItems", "#/properties/tags", "length is limited"]),
+        ({"type": "array", "uniqueItems": True}, ["uniqueItems", "at #", "need not be strings"]),
+        ({"not": {"uniqueItems": True, "items": {"type": "string"}}}, ["uniqueItems", "not, oneOf"]),
         ({"items": {"pattern": "(a)\\1"}}, ["pattern", "#/items", "position"]),
         ({"properties": {"x": {"pattern": "a(?=b)c"}}}, ["pattern", "#/properties/x", "lookahead"]),
         ({"pattern": "^(?!a)b(?=c)d"}, ["'^(?!a)b(?=c)d'", "lookahead at position 7"]),
@@ -33,6 +35,10 @@ _ITEMS = {"properties": {"tags": {"type": "array", "items": {"type": "string"}, 
         ({"$ref": "#none"}, ["$ref", "#none"]),
         ({"$ref": "#"}, ["refers to itself"]),
         ({"allOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}, ["refers to itself"]),
+        ({"$ref": "#/x", "x": {"$ref": {"type": "string"}}}, ["$ref at #", "#/x", "not a schema", "at #/$ref in it"]),
+        ({"items": {"$ref": "#/x"}, "x": {"pattern": {}}}, ["$ref at #/items", "#/x", "at #/pattern in it"]),
+        ({"$ref": "#/properties", "properties": {"type": {"type": "null"}}}, ["$ref at #", "#/properties", "at #/type in it"]),
+        ({"$ref": "#/x/0/y", "x": [{"y": {"allOf": {}}}]}, ["$ref at #", "#/x/0/y", "at #/allOf in it"]),
         ({"multipleOf": 0.123456789}, ["multipleOf at #"]),
         ({"$schema": "http://json-schema.org/draft-03/schema#"}, ["draft-03"]),
     ],

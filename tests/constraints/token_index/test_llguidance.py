@@ -24,6 +24,7 @@ from llguidance import LLMatcher, LLTokenizer
 from mechanex_jax.checkpoints import Tokenizer
 from mechanex_jax.constraints.compiled import CompiledConstraint
 from mechanex_jax.constraints.compiler import FRONT_ENDS
+from mechanex_jax.constraints.sources import JsonOptions
 from mechanex_jax.constraints.token_index import build
 
 WALKS, STEPS = 2, 16
@@ -147,7 +148,7 @@ def token_bytes(ours) -> list[bytes]:
 
 
 def compiled(tokenizer: Tokenizer, kind: str, source) -> CompiledConstraint:
-    pushdown = FRONT_ENDS[kind](source, False).compile()
+    pushdown = FRONT_ENDS[kind](source, JsonOptions(numbers="any")).compile()
     return CompiledConstraint(
         pushdown, tokenizer.vocabulary, build.build(pushdown, tokenizer.vocabulary, eos_ids=tokenizer.eos_ids)
     )

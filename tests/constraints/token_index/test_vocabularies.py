@@ -24,6 +24,7 @@ from mechanex_jax.checkpoints import Tokenizer
 from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.constraints.compiler import FRONT_ENDS
 from mechanex_jax.constraints.device.token_mask import pack_constraints
+from mechanex_jax.constraints.sources import JsonOptions
 from mechanex_jax.constraints.token_index import build as tables
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 from mechanex_jax.transforms.base import Step
@@ -107,11 +108,11 @@ def built(vocabularies):
     @functools.cache
     def build(kind: str, name: str):
         front, source, _ = CONSTRAINTS[name]
-        pushdown = FRONT_ENDS[front](source, False).compile()
+        pushdown = FRONT_ENDS[front](source, JsonOptions()).compile()
         vocabulary, eos = vocabularies[kind]
         found = tables.build(pushdown, vocabulary, eos_ids=[eos])
         automaton = pack_constraints([found], vocabulary)
-        per_row = ("start", "unconstrained", "max_free_depth", "eos_row", "classes")
+        per_row = ("start", "unconstrained", "max_free_depth", "eos_row", "quote_row", "classes")
         one = {field: getattr(automaton, field)[0] for field in per_row}
         return pushdown, found, jax.device_put(dataclasses.replace(automaton, **one))
 
