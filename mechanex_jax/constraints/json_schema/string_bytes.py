@@ -81,9 +81,7 @@ def with_one_spelling(dfa: ByteDfa, labels: Collection[int]) -> ByteDfa:
         for mask, target in dfa.edges[state]:
             behind = [(hexadecimal, False, True), (short, False, other)]
             outside = [(1 << 0x5C, True, other), (ALL_BYTES & ~(1 << 0x5C), False, other)]
-            for allowed, following, marked in (
-                steps if escaped else [(1 << 0x5C, True, other), (ALL_BYTES & ~(1 << 0x5C), False, other)]
-            ):
+            for allowed, following, marked in behind if escaped else outside:
                 key = (target, following, marked)
                 if not mask & allowed or (marked and dfa.labels[target] in labels):
                     continue
