@@ -168,8 +168,8 @@ def search(
         best = max(trials, key=lambda trial: _rank(trial, sign))
     if not best["pass_count"]:
         warn(
-            f"auto_tune: no text of the best trial was accepted ({best['num_prompts']} prompts, {len(trials)} trials); its score "
-            "alone decided. Search other values, or loosen what the policy asks for."
+            f"auto_tune: no text of the best trial was accepted ({best['num_prompts']} prompts, {len(trials)} trials); its "
+            "score alone decided. Search other values, or loosen what the policy asks for."
         )
     return {"best_policy": copied(best["policy"]), "best_trial": best, "trials": trials, "interrupted": interrupted}
 
