@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -103,11 +103,11 @@ def app():
 """
 
 
-def begin(program: str, *arguments: object, before: Callable[[], object] | None = None) -> subprocess.Popen[str]:
+def begin(program: str, *arguments: object, prefix: Sequence[str] = ()) -> subprocess.Popen[str]:
     """Start a program, and wait until it says that it is ready."""
-    command = [sys.executable, "-c", f"{HEAD}{program}\ncli.app = app\nmain()", *map(str, arguments)]
+    command = [*prefix, sys.executable, "-c", f"{HEAD}{program}\ncli.app = app\nmain()", *map(str, arguments)]
     pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(command, **pipes, text=True, env=ENVIRONMENT, preexec_fn=before)
+    process = subprocess.Popen(command, **pipes, text=True, env=ENVIRONMENT)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -160,7 +160,7 @@ def test_temporary_files_go_when_native_code_is_cut_off(tmp_path):
 def test_a_signal_that_the_parent_ignores_stays_ignored():
     process = begin(
         "def app():\n    interrupt.begin()\n    ready()\n    sys.stdin.read()\n    time.sleep(1)\n    print('whole')\n",
-        before=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN),
+        prefix=["sh", "-c", "trap '' INT; exec \"$@\"", "sh"],
     )
     process.send_signal(signal.SIGINT)
     shown, errors = process.communicate(timeout=BOUND)
