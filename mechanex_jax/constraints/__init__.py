@@ -53,6 +53,7 @@ def compile(
       ConstraintError: it is wrong, unsupported (by name and place), too large, or accepts no text.
       ArgumentError: not exactly one of the three, or no tokenizer.
     """
+    from mechanex_jax import rows
     from mechanex_jax.constraints import compiler
     from mechanex_jax.constraints.device import token_mask
 
@@ -62,7 +63,7 @@ def compile(
         raise expected("compile", Verbatim(f"{len(chosen)} constraints"), "one of json_schema, regex and grammar")
     kind, source = chosen[0]
     compiled = compiler.compile_for(kind, source, whitespace, compiler.Target.of(tokenizer))
-    return token_mask.pack_constraints([compiled.tables], compiled.vocabulary, compiled=compiled)
+    return rows.only_row(token_mask.pack_constraints([compiled.tables], compiled.vocabulary, compiled=compiled))
 
 
 __all__ = ["compile"]
