@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from mechanex_jax.architectures.config import CheckpointConfig
-from mechanex_jax.errors import CheckpointError
+from mechanex_jax.errors import CheckpointError, shown
 
 _INT32 = 2**31 - 1  # positions and ids are int32 on the device
+_FLOAT32 = 3.4028234663852886e38  # its largest number
 
 
 class Kind(NamedTuple):
@@ -33,8 +33,8 @@ def whole(most: int) -> Kind:
 
 
 def number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that float32 holds, neither NaN nor infinite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_FLOAT32 <= value <= _FLOAT32
 
 
 def token_ids(value: object) -> bool:
@@ -45,7 +45,7 @@ def token_ids(value: object) -> bool:
 LAYERS = whole(10_000)
 SIZE = whole(2**24)
 POSITIONS = whole(_INT32)
-POSITIVE = Kind("a positive number", lambda value: number(value) and value > 0)
+POSITIVE = Kind("a positive number that float32 holds", lambda value: number(value) and value > 0)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object, or null", lambda value: value is None or isinstance(value, dict))
 TOKEN_IDS = Kind("a token id, a list of them, or null", token_ids)
@@ -58,10 +58,8 @@ def check(value: object, name: str, kind: Kind) -> None:
       CheckpointError: with the name, the value and what is expected.
     """
     if not kind.accepts(value):
-        shown = repr(value)
-        shown = shown if len(shown) <= 120 else shown[:117] + "..."
         raise CheckpointError(
-            f"config.json: got {name} {shown}; expected {kind.words}. Correct config.json or fetch the model again."
+            f"config.json: got {name} {shown(value)}; expected {kind.words}. Correct config.json or fetch the model again."
         )
 
 
@@ -92,8 +90,8 @@ class Fields:
         for alias, name in self.aliases.items():
             if alias in hf and hf.setdefault(name, hf[alias]) != hf[alias]:
                 raise CheckpointError(
-                    f"config.json: got {name} {hf[name]!r} and {alias} {hf[alias]!r}; expected one value, for they are "
-                    "two names of one field. Remove the wrong one."
+                    f"config.json: got {name} {shown(hf[name])} and {alias} {shown(hf[alias])}; expected one value, for they "
+                    "are two names of one field. Remove the wrong one."
                 )
         for name, kind in self.used.items():
             if name in hf:
@@ -101,7 +99,9 @@ class Fields:
         for name, accepted in self.fixed.items():
             if name in hf and not any(hf[name] == value and type(hf[name]) is type(value) for value in accepted):
                 words = " or ".join(map(repr, accepted))
-                raise CheckpointError(f"config.json: got {name} {hf[name]!r}; expected {words}. Use a checkpoint without it.")
+                raise CheckpointError(
+                    f"config.json: got {name} {shown(hf[name])}; expected {words}. Use a checkpoint without it."
+                )
         return hf
 
 
@@ -112,7 +112,7 @@ def refuse_quantization(hf: CheckpointConfig) -> None:
         if quantization is not None:
             method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
             raise CheckpointError(
-                f"config.json: got {key} with quant_method {method!r}; expected weights that are not quantised. "
+                f"config.json: got {key} with quant_method {shown(method)}; expected weights that are not quantised. "
                 "Load the original checkpoint, or a GGUF file of the model."
             )
 

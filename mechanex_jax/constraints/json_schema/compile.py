@@ -53,12 +53,12 @@ def pushdown_automaton(
         or a schema that no value satisfies.
     """
     schema = read(schema)
-    documents, strings, rules = Documents(schema, checked_dialect(schema)), Strings(limits), Rules(limits, whitespace)
-    translator, scalars = Translator(documents, strings), Scalars(strings, rules)
-    readers = {NUMBER: scalars.read_number, STRING: scalars.read_string, OBJECT: read_object, ARRAY: read_array}
-    root = rules.builder.rule("document")
-    end = rules.builder.state(root, 0)
     try:
+        documents, strings, rules = Documents(schema, checked_dialect(schema)), Strings(limits), Rules(limits, whitespace)
+        translator, scalars = Translator(documents, strings), Scalars(strings, rules)
+        readers = {NUMBER: scalars.read_number, STRING: scalars.read_string, OBJECT: read_object, ARRAY: read_array}
+        root = rules.builder.rule("document")
+        end = rules.builder.state(root, 0)
         formula = translator.formula(documents.root)
         ValueReader(translator, rules, readers).read(rules.builder.start(root), formula, (), lambda truths: end)
         pushdown = rules.finish(root)

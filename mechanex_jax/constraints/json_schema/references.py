@@ -92,15 +92,23 @@ def checked_dialect(schema: Schema) -> Dialect:
     first: ConstraintError | None = None
     for dialect in choices:
         try:
-            # Patterns are ECMA-262's, and checked as such when they are compiled; the default checker takes Python's.
-            dialect.validator.check_schema(schema, format_checker=jsonschema.FormatChecker(formats=()))
-        except jsonschema.SchemaError as error:
-            first = first or ConstraintError(
-                f"json_schema is not a valid schema: {error.message} (at {pointer(error.absolute_path)}). Correct it there."
-            )
+            _check_schema(dialect, schema, "json_schema")
+        except ConstraintError as error:
+            first = first or error
         else:
             return dialect
     raise first or ConstraintError("json_schema is not a valid schema.")
+
+
+def _check_schema(dialect: Dialect, schema: Schema, name: str) -> None:
+    """Raise ConstraintError unless the dialect's metaschema accepts a schema."""
+    try:
+        # Patterns are ECMA-262's, and checked as such when they are compiled; the default checker takes Python's.
+        dialect.validator.check_schema(schema, format_checker=jsonschema.FormatChecker(formats=()))
+    except jsonschema.SchemaError as error:
+        raise ConstraintError(
+            f"{name} is not a valid schema: {error.message} (at {pointer(error.absolute_path)}). Correct it there."
+        ) from None
 
 
 def pointer(path: Iterable[str | int]) -> str:
@@ -146,6 +154,7 @@ class Documents:
         base = resource.id() or ""
         registry = jsonschema_specifications.REGISTRY.with_resource(base, resource)
         self._movable: dict[int, bool] = {}
+        self._checked: set[tuple[int, int]] = set()  # (dialect, id) of targets of references
         self._fixing_words = (*_FIXING_WORDS, "id") if dialect.number == 4 else _FIXING_WORDS
         text = json.dumps(schema)
         self._dynamic = '"$dynamicRef"' in text or '"$recursiveRef"' in text or '"$ref": "http' in text
@@ -206,4 +215,7 @@ class Documents:
         except referencing.exceptions.Unresolvable:
             outer = None
         dialect = dialect_of(resolved.contents, dialect_of(outer, dialect))
+        if (dialect.number, id(resolved.contents)) not in self._checked:  # it may lie where the metaschema sees no schema
+            _check_schema(dialect, resolved.contents, path)
+            self._checked.add((dialect.number, id(resolved.contents)))
         return self._place(resolved.contents, resolved.resolver, dialect, path)
