@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from mechanex_jax.errors import ArgumentError, expected
+from mechanex_jax.errors import ArgumentError, CheckpointError, expected, shown
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -21,11 +21,20 @@ Messages: TypeAlias = str | Sequence[object]  # each {"role": ..., "content": ..
 """A conversation: `{"role": ..., "content": ...}` each, or a text, which is one user message."""
 
 
-def default_template(stored: str | Sequence[Mapping[str, str]] | None) -> str | None:
-    """The template for plain conversations out of `tokenizer_config.json`, which may hold several by name."""
-    if stored is None or isinstance(stored, str):
-        return stored
-    return next((item["template"] for item in stored if item["name"] == "default"), None)
+def default_template(stored: object) -> str | None:
+    """The template for plain conversations out of `tokenizer_config.json`, which may hold several by name.
+
+    Raises:
+      CheckpointError: it holds something else.
+    """
+    several = isinstance(stored, list) and all(isinstance(item, dict) and "template" in item for item in stored)
+    template = next((x["template"] for x in stored if x.get("name") == "default"), None) if several else stored
+    if not isinstance(template, str | None):
+        raise CheckpointError(
+            f"tokenizer_config.json: got chat_template {shown(stored)}; expected a text, or a list of objects with name and "
+            "template. Fetch the model again."
+        )
+    return template
 
 
 def render(

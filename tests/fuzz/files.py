@@ -188,7 +188,7 @@ def load_gguf(content: bytes) -> None:
 
 TARGETS = {
     **{f"config_{name}": _configuration(name) for name in ("llama", "mistral", "gpt2")},
-    "tokenizer_files": Target(_json_file, lambda changes: _load_changed("llama", changes), (CheckpointError,)),
+    "tokenizer_files": Target(_json_file, lambda changes: _load_changed("llama", changes)),
     "safetensors_header": Target(_safetensors_header, lambda changes: _load_changed("llama", changes), (CheckpointError,)),
     "gguf_header": Target(lambda rng: damaged(rng, *gguf_file()), load_gguf, (CheckpointError,)),
 }

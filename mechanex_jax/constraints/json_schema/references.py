@@ -13,7 +13,7 @@ import referencing
 import referencing.exceptions
 import referencing.jsonschema
 
-from mechanex_jax.errors import ConstraintError
+from mechanex_jax.errors import ConstraintError, shown
 from mechanex_jax.storage.json_values import JsonValue
 
 if TYPE_CHECKING:
@@ -194,6 +194,8 @@ class Documents:
             if word not in place or word not in place.dialect.keywords:
                 continue
             target = place.get(word)
+            if not isinstance(target, str | bool):  # draft 4 leaves it open
+                raise ConstraintError(f"{word} at {place.path} is {shown(target)}, which is not a text. Correct it there.")
             try:
                 if word == "$recursiveRef":
                     resolved = referencing.jsonschema.lookup_recursive_ref(place.resolver)
