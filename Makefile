@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-fast lint types check bench clean
+.PHONY: demo test test-fast fuzz lint types check bench clean
 
 demo: $(VENV)/core.stamp
 	@echo '> What is the capital of France?'
@@ -18,6 +18,12 @@ test: $(VENV)/dev.stamp
 test-fast: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m "not model and not slow"
 
+# Wild input for a minute; SECONDS=600 SEED=7 for more, of another kind.
+fuzz: SECONDS ?= 60
+fuzz: SEED ?= 0
+fuzz: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.fuzz --seconds $(SECONDS) --seed $(SEED)
+
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -25,7 +31,7 @@ lint: $(VENV)/dev.stamp
 types: $(VENV)/dev.stamp
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-check: lint types test
+check: lint types test fuzz
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/decode.py

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from mechanex_jax.errors import CheckpointError
+from mechanex_jax.errors import CheckpointError, shown
 
 _INT32 = 2**31 - 1  # positions and ids are int32 on the device
 
@@ -60,9 +60,9 @@ def check(value: object, name: str, kind: Kind, file: str = "config.json") -> No
       CheckpointError: with the name, the value and what is expected.
     """
     if not kind.accepts(value):
-        shown = repr(value)
-        shown = shown if len(shown) <= 120 else shown[:117] + "..."
-        raise CheckpointError(f"{file}: got {name} {shown}; expected {kind.words}. Correct {file} or fetch the model again.")
+        raise CheckpointError(
+            f"{file}: got {name} {shown(value)}; expected {kind.words}. Correct {file} or fetch the model again."
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,8 +93,8 @@ class Fields:
         for alias, name in self.aliases.items():
             if alias in checked and checked.setdefault(name, checked[alias]) != checked[alias]:
                 raise CheckpointError(
-                    f"{self.file}: got {name} {checked[name]!r} and {alias} {checked[alias]!r}; expected one value, for they "
-                    "are two names of one field. Remove the wrong one."
+                    f"{self.file}: got {name} {shown(checked[name])} and {alias} {shown(checked[alias])}; expected one value, "
+                    "for they are two names of one field. Remove the wrong one."
                 )
         for name, kind in self.used.items():
             if name in checked:
@@ -103,6 +103,6 @@ class Fields:
             if name in checked and not any(checked[name] == value and type(checked[name]) is type(value) for value in accepted):
                 words = " or ".join(map(repr, accepted))
                 raise CheckpointError(
-                    f"{self.file}: got {name} {checked[name]!r}; expected {words}. Use a checkpoint without it."
+                    f"{self.file}: got {name} {shown(checked[name])}; expected {words}. Use a checkpoint without it."
                 )
         return checked

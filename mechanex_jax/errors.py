@@ -52,12 +52,18 @@ class Verbatim(str):
     __repr__ = str.__str__
 
 
+def shown(value: object) -> str:
+    """The beginning of a value's `repr`, 120 characters at most; its type where it has none, as a list that holds itself."""
+    try:
+        text = repr(value)
+    except Exception:
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
 def expected(argument: str, got: object, expected: str, action: str = "") -> ArgumentError:
     """Make an argument error in the one form they have: got (the value, or `Verbatim` words about it), expected, what to do."""
-    shown = repr(got)
-    if len(shown) > 120:
-        shown = shown[:117] + "..."
-    return ArgumentError(f"{argument}: got {shown}; expected {expected}." + (f" {action}" if action else ""))
+    return ArgumentError(f"{argument}: got {shown(got)}; expected {expected}." + (f" {action}" if action else ""))
 
 
 class ConstraintError(ArgumentError):

@@ -10,8 +10,8 @@ _ITEMS = 4  # of a list, a tuple or a mapping
 _CHARACTERS = 80
 
 
-def short(value: object) -> str:
-    """The value as `repr` has it, in one line; of what is large only the shape or the first items.
+def short(value: object, levels: int = 4) -> str:
+    """The value as `repr` has it, in one line; of what is large or deep only the shape or the first items.
 
     >>> import numpy as np
     >>> short({3: np.zeros((2, 576), np.float32), 4: [1, 2, 3, 4, 5, 6]})
@@ -20,11 +20,13 @@ def short(value: object) -> str:
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if isinstance(shape, tuple) and dtype is not None and getattr(value, "size", 0) > _ELEMENTS:
         return f"{dtype}[{', '.join(map(str, shape))}]"
+    if isinstance(value, (Mapping, list, tuple)) and not levels:
+        return "..."
     if isinstance(value, Mapping):
-        items = [f"{short(key)}: {short(item)}" for key, item in list(value.items())[:_ITEMS]]
+        items = [f"{short(key, levels - 1)}: {short(item, levels - 1)}" for key, item in list(value.items())[:_ITEMS]]
         return f"{{{', '.join([*items, *_rest(len(value))])}}}"
     if isinstance(value, (list, tuple)):
-        inner = ", ".join([*map(short, value[:_ITEMS]), *_rest(len(value))])
+        inner = ", ".join([*(short(item, levels - 1) for item in value[:_ITEMS]), *_rest(len(value))])
         return f"[{inner}]" if isinstance(value, list) else f"({inner}{',' if len(value) == 1 else ''})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return " ".join(repr(value).split())

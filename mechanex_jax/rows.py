@@ -265,6 +265,11 @@ def row_leaves(tree: object) -> list[Array]:
     return leaves
 
 
+def only_row(tree: T) -> T:
+    """The row of a tree for one row, without the row axis: what one row sees, outside of `jax.vmap` too."""
+    return _map(tree, lambda name, value, kind: value[0], lambda leaf: leaf)
+
+
 def take_rows(tree: T, indices: Sequence[int], batch: int) -> T:
     """Rows `indices` of a tree for `batch` rows that has not been broadcast: single values stay single.
 

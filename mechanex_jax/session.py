@@ -138,6 +138,8 @@ class Session:
         return tuple(models.values())
 
     def _loaded(self, name: str | None) -> LoadedModel:
+        if not isinstance(name, str | None):
+            raise expected("model", name, "the name of a loaded model, or None")
         if name is not None and name in self._models:
             return self._models[name]
         if not self._models:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import numbers
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 
 from mechanex_jax.errors import expected
 
 Check = Callable[[str, object], None]
+_DEEPEST = 200  # Python ends recursion at 1,000 calls
 _HALF = "It has half of a surrogate pair: decode the input properly."
 
 
@@ -28,13 +30,26 @@ def as_integer(value: object) -> int | None:
         return None
 
 
-def integer(least: int) -> Check:
-    """A check for a whole number, at least `least`."""
+def integer(least: int, most: int | None = None) -> Check:
+    """A check for a whole number, at least `least` and at most `most`."""
+    words = f"a whole number, at least {least}" if most is None else f"a whole number from {least} to {most:,}"
 
     def check(name: str, value: object) -> None:
         number = as_integer(value)
-        if number is None or number < least:
-            raise expected(name, value, f"a whole number, at least {least}")
+        if number is None or number < least or (most is not None and number > most):
+            raise expected(name, value, words)
+
+    return check
+
+
+def choice(*values: str | bool) -> Check:
+    """A check for one of `values`."""
+    *others, last = (f'"{value}"' if isinstance(value, str) else repr(value) for value in values)
+    words = f"{', '.join(others)} or {last}"
+
+    def check(name: str, value: object) -> None:
+        if not (isinstance(value, (str, bool)) and value in values):
+            raise expected(name, value, words)
 
     return check
 
@@ -62,6 +77,23 @@ def number(low: float, high: float = math.inf, *, open_low: bool = False, open_h
             raise expected(name, value, f"a number that float32 holds, at most {_LARGEST:.4g}")
 
     return check
+
+
+def hint(name: object, valid: Iterable[str]) -> str:
+    """The closest of the valid names, as advice; nothing if none is close."""
+    near = difflib.get_close_matches(name, list(valid), n=1) if isinstance(name, str) and len(name) <= 100 else []
+    return f"Did you mean {near[0]!r}?" if near else ""
+
+
+def check_nesting(name: str, value: object) -> None:
+    """Raise ArgumentError where mappings and lists lie more than 200 deep inside one another, or hold themselves."""
+    layer = [value] if isinstance(value, (Mapping, list, tuple)) else []
+    for _ in range(_DEEPEST):
+        inside = (item for part in layer for item in (part.values() if isinstance(part, Mapping) else part))
+        layer = list({id(item): item for item in inside if isinstance(item, (Mapping, list, tuple))}.values())
+        if not layer:
+            return
+    raise expected(name, value, f"values at most {_DEEPEST} deep inside one another")
 
 
 def text(name: str, value: object) -> None:

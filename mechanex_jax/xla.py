@@ -31,10 +31,16 @@ def backend_is_up() -> bool:
     return bool(xla_bridge.backends_are_initialized())
 
 
+def flags_for(version: str, flags: str) -> str:
+    """XLA_FLAGS for a version of jaxlib: with the flag that it needs, unless it needs none or there is a value already."""
+    return flags if version not in AFFECTED or FLAG in flags else f"{flags} {FLAG}=individual_dot".strip()
+
+
 def avoid_wrong_reductions() -> None:
     """Set a flag of XLA that avoids the reductions of affected versions; a value of the user's own stays."""
     flags = os.environ.get("XLA_FLAGS", "")
-    if jaxlib_version not in AFFECTED or FLAG in flags:
+    needed = flags_for(jaxlib_version, flags)
+    if needed == flags:
         return
     if backend_is_up():
         warn(
@@ -43,7 +49,7 @@ def avoid_wrong_reductions() -> None:
             RuntimeWarning,
         )
         return
-    os.environ["XLA_FLAGS"] = f"{flags} {FLAG}=individual_dot".strip()
+    os.environ["XLA_FLAGS"] = needed
 
 
 class MappingGuard:

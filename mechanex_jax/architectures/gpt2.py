@@ -91,7 +91,7 @@ def configure(hf: CheckpointConfig) -> GPT2Config:
         head_dim=width // heads,
         context=hf.get("n_positions", 1024),
         hidden=hf.get("n_inner") or 4 * width,
-        norm_eps=hf.get("layer_norm_epsilon", 1e-5),
+        norm_eps=float(hf.get("layer_norm_epsilon", 1e-5)),
         tied=hf.get("tie_word_embeddings", True),
     )
 

@@ -174,7 +174,7 @@ def configure(hf: CheckpointConfig) -> LlamaConfig:
         head_dim=head_dim,
         context=context,
         hidden=hf["intermediate_size"],
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
+        norm_eps=float(hf.get("rms_norm_eps", 1e-6)),
         theta=theta,
         scaling=scaling,
         window=_window(hf) if mistral else None,

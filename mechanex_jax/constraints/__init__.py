@@ -66,6 +66,7 @@ def compile(
       ConstraintError: it is wrong, unsupported (by name and place), too large, or accepts no text.
       ArgumentError: not exactly one of the four, or no tokenizer.
     """
+    from mechanex_jax import rows
     from mechanex_jax.constraints import compiler
     from mechanex_jax.constraints.device import token_mask
 
@@ -78,7 +79,7 @@ def compile(
     kind, source = chosen[0]
     options = sources.JsonOptions(whitespace, closed, numbers)
     compiled = compiler.compile_for(kind, source, options, compiler.Target.of(tokenizer))
-    return token_mask.pack_constraints([compiled.tables], compiled.vocabulary, compiled=compiled)
+    return rows.only_row(token_mask.pack_constraints([compiled.tables], compiled.vocabulary, compiled=compiled))
 
 
 __all__ = ["compile"]

@@ -1,6 +1,7 @@
 """Checks of single arguments of `generate`, for the fields of `GenerationConfig`.
 
-Each is called with an argument's name and a value that is not None, and raises an ArgumentError that says what was expected.
+Each is called with an argument's name and a value that is not its default, and raises an ArgumentError that says what was
+expected.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 from mechanex_jax.constraints import sources
 from mechanex_jax.edits import Scope, scope
 from mechanex_jax.errors import expected
-from mechanex_jax.validation import Check, as_integer, check_utf8, number, text
+from mechanex_jax.validation import Check, as_integer, check_utf8, choice, number, text
 
 _REPLACEMENT = "\ufffd"  # shown for bytes that are no text
 
@@ -156,26 +157,6 @@ def weights(name: str, value: object) -> None:
         raise expected(name, list(value), "a weight above 0")
 
 
-def voting(name: str, value: object) -> None:
-    """How an ensemble decides."""
-    if value not in ("majority", "mean", "product"):
-        raise expected(name, value, "majority, mean or product")
-
-
-def on_failure(name: str, value: object) -> None:
-    """Whether a call in which no candidate is accepted warns or raises."""
-    if value not in ("warn", "raise"):
-        raise expected(name, value, '"warn" or "raise"')
-
-
-def drafted_tokens(name: str, value: object) -> None:
-    """The most tokens that are drafted in a round."""
-    count = as_integer(value)
-    if count is None or not 1 <= count <= 8:
-        raise expected(name, value, "1 to 8 drafted tokens a round")
-
-
-def early_stopping(name: str, value: object) -> None:
-    """When a beam search ends."""
-    if value not in (True, False, "never"):
-        raise expected(name, value, 'True, False or "never"')
+early_stopping = choice(True, False, "never")
+voting = choice("majority", "mean", "product")
+on_failure = choice("warn", "raise")

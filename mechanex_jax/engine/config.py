@@ -24,9 +24,10 @@ from mechanex_jax.engine.methods import METHODS, SamplingMethod, Sources, method
 from mechanex_jax.engine.parameters import Option, parameter, parameters_of
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.representation import changed_repr
-from mechanex_jax.validation import flag, integer, number, text
+from mechanex_jax.validation import check_nesting, flag, integer, number, text
 
-_MOST_CANDIDATES = 1024  # of determinantal sampling
+_MOST_TOKENS = 1024  # of determinantal sampling
+MOST_CANDIDATES, MOST_BEAMS = 10_000, 1024  # lists of so many are made
 
 # Headings of the command line's help.
 _TEXT, _SAMPLING, _PENALTIES, _CONSTRAINTS, _STEERING = "Text", "Sampling", "Penalties", "Constraints", "Steering"
@@ -103,7 +104,7 @@ class GenerationConfig:
     )
     beam_width: int = parameter(
         4,
-        integer(1),
+        integer(1, MOST_BEAMS),
         policy="sampling.beam_width",
         option=Option("For constrained-beam-search: hypotheses kept side by side.", _SAMPLING),
     )
@@ -112,7 +113,7 @@ class GenerationConfig:
     )
     early_stopping: bool | str = parameter(False, checks.early_stopping)
     draft_model: str | None = parameter(None, text, policy="sampling.draft_model")
-    speculative_steps: int = parameter(4, checks.drafted_tokens, policy="sampling.speculative_steps")
+    speculative_steps: int = parameter(4, integer(1, 8), policy="sampling.speculative_steps")
     ensemble_models: Sequence[str] | None = parameter(None, checks.model_names, listed=True, policy="sampling.ensemble_models")
     ensemble_weights: Sequence[float] | None = parameter(None, checks.weights, listed=True)
     voting: str = parameter("majority", checks.voting, policy="sampling.voting")
@@ -179,6 +180,7 @@ class GenerationConfig:
 
     steering_preset: str | None = parameter(
         None,
+        text,
         policy="steering.preset",
         option=Option("Steer by a preset, such as brevity.", _STEERING, metavar="NAME"),
     )
@@ -198,7 +200,7 @@ class GenerationConfig:
 
     best_of_n: int = parameter(
         1,
-        integer(1),
+        integer(1, MOST_CANDIDATES),
         policy="optimization.best_of_n",
         needs_policy=True,
         option=Option("The best of this many texts.", _POLICIES),
@@ -248,7 +250,9 @@ class GenerationConfig:
         chosen = self.method
         for name, declared in PARAMETERS.items():
             value = getattr(self, name)
-            if value is not None and declared.check is not None and value is not declared.default:
+            if isinstance(value, (Mapping, list, tuple)):
+                check_nesting(name, value)
+            if declared.check is not None and value is not declared.default:
                 declared.check(name, value)
         if self.policy is not None and self.policy_id is not None:
             raise expected("policy and policy_id", Verbatim("both"), "one at most", "Leave out the other.")
@@ -263,8 +267,8 @@ class GenerationConfig:
                     f"None, because {chosen.name} does not use it",
                     f"Leave it out, or use sampling_method={users[0]!r}.",
                 )
-        if chosen.subset and self.top_k > _MOST_CANDIDATES:
-            raise expected("top_k", self.top_k, f"at most {_MOST_CANDIDATES} candidates for {chosen.name}")
+        if chosen.subset and self.top_k > _MOST_TOKENS:
+            raise expected("top_k", self.top_k, f"at most {_MOST_TOKENS} candidates for {chosen.name}")
         if self.min_tokens > self.max_tokens:
             raise expected("min_tokens", self.min_tokens, f"at most max_tokens, {self.max_tokens}")
         constraints = [name for name in _CONSTRAINT_KINDS if getattr(self, name) is not None]

@@ -7,11 +7,11 @@ program, in which what a row doesn't use has its neutral value.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 from collections.abc import Mapping
 
 from mechanex_jax.errors import expected
+from mechanex_jax.validation import hint
 
 # The fields of `transforms.determinantal`, each with the value that keeps all tokens.
 NEUTRAL_SUBSET = {"subset_size": 0, "beta": 0.3, "top_k": 1}
@@ -83,6 +83,5 @@ def method(name: object) -> SamplingMethod:
     """
     chosen = METHODS.get(ALIASES.get(name, name)) if isinstance(name, str) else None
     if chosen is None:
-        near = difflib.get_close_matches(str(name), [*METHODS, *ALIASES], n=1)
-        raise expected("sampling_method", name, f"one of {', '.join(METHODS)}", f"Did you mean {near[0]!r}?" if near else "")
+        raise expected("sampling_method", name, f"one of {', '.join(METHODS)}", hint(name, [*METHODS, *ALIASES]))
     return chosen

@@ -40,7 +40,7 @@ class Parameter:
 
     Attributes:
       default: the value of an argument that is left out.
-      check: raises an ArgumentError for (name, value) that cannot be used. None, the value, is never checked.
+      check: raises an ArgumentError for (name, value) that cannot be used; the default is never checked.
       none_means: the number that a sampling method uses where the argument is None.
       listed: the value for one row is a list already; in a batch, a list of lists (or of None) gives every row its own.
       constraint: the kind of constraint that it holds, as `constraints.compiler` calls it; None if it constrains nothing.

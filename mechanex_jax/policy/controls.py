@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from mechanex_jax.engine.config import PARAMETERS, argument_types
+from mechanex_jax.engine.config import MOST_CANDIDATES, PARAMETERS, argument_types
 from mechanex_jax.engine.methods import ALIASES, METHODS
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.policy import field_readers as r
@@ -23,6 +23,7 @@ from mechanex_jax.policy.tool_schema import JsonSchema, tools
 from mechanex_jax.policy.verifiers import VERIFIERS
 from mechanex_jax.steering.methods import METHODS as STEERING_METHODS
 from mechanex_jax.steering.presets import PRESETS
+from mechanex_jax.validation import hint
 
 T = TypeVar("T")
 D = TypeVar("D")
@@ -138,7 +139,7 @@ class SamplingControls:
     frequency_penalty: float | None = _argument("frequency_penalty")
     method: str = _field(_METHOD, "top-k")
     min_p: float | None = _argument("min_p")
-    num_candidates: int = _field(r.whole(1), 1)
+    num_candidates: int = _field(r.whole(1, MOST_CANDIDATES), 1)
     presence_penalty: float | None = _argument("presence_penalty")
     repetition_penalty: float | None = _argument("repetition_penalty")
     speculative_steps: int = _field(r.whole(1, 8), 4)
@@ -276,7 +277,7 @@ def read_section(cls: type[T], name: str, value: object) -> T:
         control = controls.get(key) if isinstance(key, str) else None
         if control is None:
             elsewhere = [f"Did you mean {path!r}?" for path in fields() if path.endswith(f".{key}")]
-            advice = elsewhere[0] if elsewhere else r.hint(key, controls)
+            advice = elsewhere[0] if elsewhere else hint(key, controls)
             raise expected(f"{name}.{key}", Verbatim("an unknown field"), f"one of {', '.join(controls)}", advice)
         values[key] = None if item is None and control.null else control.read(f"{name}.{key}", item)
     return cls(**values)

@@ -5,7 +5,6 @@ A value that cannot be used is an ArgumentError under that name.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,12 +18,6 @@ from mechanex_jax.storage.json_values import plain
 
 T = TypeVar("T")
 Reader: TypeAlias = Callable[[str, object], T]
-
-
-def hint(name: object, valid: Iterable[str]) -> str:
-    """The closest of the valid names, as advice; nothing if none is close."""
-    near = difflib.get_close_matches(str(name), list(valid), n=1)
-    return f"Did you mean {near[0]!r}?" if near else ""
 
 
 def checked(check: validation.Check, convert: Callable[..., T]) -> Reader[T]:
@@ -47,15 +40,7 @@ flag = checked(validation.flag, bool)
 
 def whole(least: int, most: int | None = None) -> Reader[int]:
     """A whole number from `least` on, to `most` included."""
-    lower = checked(validation.integer(least), int)
-
-    def read(name: str, value: object) -> int:
-        number = lower(name, value)
-        if most is not None and number > most:
-            raise expected(name, value, f"a whole number from {least} to {most}")
-        return number
-
-    return read
+    return checked(validation.integer(least, most), int)
 
 
 def real(low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False) -> Reader[float]:
@@ -77,7 +62,7 @@ def choice(valid: Iterable[str], aliases: Mapping[str, str] | None = None) -> Re
     def read(name: str, value: object) -> str:
         chosen = others.get(value, value) if isinstance(value, str) else None
         if chosen not in names:
-            raise expected(name, value, f"one of {', '.join(names)}", hint(value, [*names, *others]))
+            raise expected(name, value, f"one of {', '.join(names)}", validation.hint(value, [*names, *others]))
         return str(chosen)
 
     return read

@@ -17,6 +17,7 @@ from mechanex_jax.policy.controls import (
 from mechanex_jax.policy.criteria import criteria_for
 from mechanex_jax.policy.verifiers import VERIFIERS
 from mechanex_jax.storage.json_values import JsonValue, copied
+from mechanex_jax.validation import check_nesting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,6 +123,7 @@ def read(policy: object, name: str = "policy") -> Policy:
     """
     if isinstance(policy, Policy):
         return policy
+    check_nesting(name, policy)
     checked = _implied(dataclasses.replace(read_section(Policy, name, policy), given=copied(policy)))
     _check(checked, name)
     return checked

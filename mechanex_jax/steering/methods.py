@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import numbers
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from mechanex_jax.steering.examples import Example
 from mechanex_jax.steering.few_shot import few_shot
 from mechanex_jax.steering.method_types import MethodInput, MethodResult
 from mechanex_jax.steering.perceptron import perceptrons
+from mechanex_jax.validation import hint
 
 _LAYERS = 8  # that are steered where the caller names none
 
@@ -79,8 +79,7 @@ def find_method(name: object) -> SteeringMethod:
     """
     method = METHODS.get(name.strip().lower()) if isinstance(name, str) else None
     if method is None:
-        near = difflib.get_close_matches(str(name), METHODS, n=1)
-        raise expected("method", name, f"one of {', '.join(METHODS)}", f"Did you mean {near[0]!r}?" if near else "")
+        raise expected("method", name, f"one of {', '.join(METHODS)}", hint(name, METHODS))
     return method
 
 

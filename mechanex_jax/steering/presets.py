@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -20,6 +19,7 @@ from mechanex_jax.steering.methods import SteeringMethod
 from mechanex_jax.steering.store import Store
 from mechanex_jax.steering.vector import SteeringVector, VectorError
 from mechanex_jax.storage.atomic import write_whole
+from mechanex_jax.validation import hint
 
 _RECIPE = 2  # counted up when the same data is to give other vectors
 FOLDER = Path(__file__).resolve().parent / "presets"
@@ -88,9 +88,7 @@ def find(name: object) -> Preset:
     """
     preset = PRESETS.get(name) if isinstance(name, str) else None
     if preset is None:
-        near = difflib.get_close_matches(str(name), PRESETS, n=1)
-        hint = f"Did you mean {near[0]!r}?" if near else ""
-        raise expected("steering_preset", name, f"one of {', '.join(PRESETS)}", hint)
+        raise expected("steering_preset", name, f"one of {', '.join(PRESETS)}", hint(name, PRESETS))
     return preset
 
 

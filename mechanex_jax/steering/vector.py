@@ -169,7 +169,7 @@ class SteeringVector:
             if tensors["vectors"].shape[0] != len(layers):
                 raise ValueError(f"{len(layers)} layers and vectors of shape {tensors['vectors'].shape}")
             return cls(tensors["vectors"], layers, perceptron=perceptron, **{name: record[name] for name in fields})
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise VectorError(
                 f"{where}: got {error!r}; expected a steering vector as this library writes it. The file is corrupt or of "
                 "another kind: delete it, or put a copy in its place."

@@ -46,7 +46,11 @@ class Services(NamedTuple):
 
 def services(*models: LoadedModel, steering: type[Steering] = Steering) -> Services:
     """Services of a session that has these models; `steering` may be a class that observes what is asked of it."""
-    session = FixedSession(*models)
+    return services_of(FixedSession(*models), steering)
+
+
+def services_of(session: Session, steering: type[Steering] = Steering) -> Services:
+    """Services of a session."""
     vectors = steering(session)
     policies = Policies(session, vectors)
     return Services(Generation(session, vectors, policies), policies, vectors)

@@ -58,13 +58,13 @@ def pushdown_automaton(
         or a schema that no value satisfies.
     """
     read = read_schema(schema)
-    dialect = checked_dialect(read.schema)
-    documents, strings, rules = Documents(read.schema, dialect), Strings(limits), Rules(limits, options.whitespace)
-    translator, scalars = Translator(documents, strings), Scalars(strings, rules, options.numbers == "short")
-    readers = {NUMBER: scalars.read_number, STRING: scalars.read_string, OBJECT: read_object, ARRAY: read_array}
-    root = rules.builder.rule("document")
-    end = rules.builder.state(root, 0)
     try:
+        documents, strings = Documents(read.schema, checked_dialect(read.schema)), Strings(limits)
+        rules = Rules(limits, options.whitespace)
+        translator, scalars = Translator(documents, strings), Scalars(strings, rules, options.numbers == "short")
+        readers = {NUMBER: scalars.read_number, STRING: scalars.read_string, OBJECT: read_object, ARRAY: read_array}
+        root = rules.builder.rule("document")
+        end = rules.builder.state(root, 0)
         formula = translator.formula(documents.root)
         if read.closed if options.closed is None else options.closed:
             formula = translator.formulas.all((formula, closed.closed(translator, documents.root)))

@@ -15,7 +15,7 @@ import referencing.exceptions
 import referencing.jsonschema
 
 from mechanex_jax.constraints.sources import Schema
-from mechanex_jax.errors import ConstraintError
+from mechanex_jax.errors import ConstraintError, shown
 from mechanex_jax.storage.json_values import JsonValue
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ class Documents:
         base = resource.id() or ""
         registry = jsonschema_specifications.REGISTRY.with_resource(base, resource)
         self._movable: dict[int, bool] = {}
-        self._checked: set[int] = set()
+        self._checked: set[tuple[int, int]] = set()  # (dialect, id) of targets of references
         self._fixing_words = (*_FIXING_WORDS, "id") if dialect.number == 4 else _FIXING_WORDS
         text = json.dumps(schema)
         self._dynamic = '"$dynamicRef"' in text or '"$recursiveRef"' in text or '"$ref": "http' in text
@@ -194,6 +194,8 @@ class Documents:
             if word not in place or word not in place.dialect.keywords:
                 continue
             target = place.get(word)
+            if not isinstance(target, str) and word != "$recursiveRef":  # draft 4 leaves it open
+                raise ConstraintError(f"{word} at {place.path} is {shown(target)}, which is not a text. Correct it there.")
             try:
                 if word == "$recursiveRef":
                     resolved = referencing.jsonschema.lookup_recursive_ref(place.resolver)
@@ -212,8 +214,8 @@ class Documents:
 
     def _check_target(self, word: str, place: Place, target: Place) -> None:
         """Raise unless a reference leads to a schema: only where schemas are known to stand has the document been checked."""
-        usual = _DEFINITIONS.fullmatch(target.path)
-        if (usual and (usual[1] != "$defs" or target.dialect.number >= 2019)) or id(target.schema) in self._checked:
+        usual, key = _DEFINITIONS.fullmatch(target.path), (target.dialect.number, id(target.schema))
+        if (usual and (usual[1] != "$defs" or target.dialect.number >= 2019)) or key in self._checked:
             return
         error = schema_error(target.schema, target.dialect)
         if error is not None:
@@ -221,7 +223,7 @@ class Documents:
                 f"{word} at {place.path} leads to {target.path!r}, which is not a schema: {error.message} (at "
                 f"{pointer(error.absolute_path)} in it). Refer to a schema, such as one under $defs."
             )
-        self._checked.add(id(target.schema))
+        self._checked.add(key)
 
     def _resolved_place(self, resolved: Resolved[Any], dialect: Dialect, path: str) -> Place:
         # The document that a reference enters may name its own dialect.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -12,12 +11,13 @@ import numpy as np
 import pytest
 import toys
 
-from mechanex_jax import loops, rows, transforms
+from mechanex_jax import constraints, loops, rows, transforms
 from mechanex_jax.constraints.automata.byte_dfa import byte_mask
 from mechanex_jax.constraints.automata.matcher import Matcher
 from mechanex_jax.constraints.automata.pushdown_builder import Builder
 from mechanex_jax.constraints.device.token_mask import pack_constraints
 from mechanex_jax.constraints.token_index import build
+from mechanex_jax.tokenization.vocabulary import Vocabulary
 from mechanex_jax.transforms.base import Step, advance_rows, apply_rows, init_rows
 
 EOS, PLENTY = 257, 1_000_000
@@ -47,11 +47,7 @@ def built(name: str, depth: int = 128):
 
 def one_row(automaton):
     """The automaton of a single row, as a transform sees it inside `vmap`."""
-    fields = {
-        name: getattr(automaton, name)[0]
-        for name in ("start", "unconstrained", "max_free_depth", "eos_row", "quote_row", "classes")
-    }
-    return jax.device_put(dataclasses.replace(automaton, **fields))
+    return jax.device_put(rows.only_row(automaton))
 
 
 @jax.jit
@@ -134,6 +130,20 @@ def test_whatever_is_chosen_the_text_is_complete_when_its_tokens_are_spent(name)
             assert matcher.feed(VOCABULARY.bytes_of(token))
             state, remaining = advance(automaton, state, token), remaining - 1
         assert matcher.accepts()
+
+
+def test_a_compiled_constraint_is_applied_to_one_row_without_vmap_and_to_rows_with_it():
+    constraint = constraints.compile(regex="ab?", tokenizer=Vocabulary.from_tokens([b"a", b"b", b"ab"]))
+    step = Step(jnp.int32(0), jnp.int32(5), jax.random.key(0))
+    state, seen = constraint.init(jnp.zeros(1, jnp.int32), jnp.int32(1)), []
+    for token in (0, 1):
+        seen.append(np.flatnonzero(np.isfinite(constraint.apply(state, jnp.zeros(3), step))).tolist())
+        state = constraint.advance(state, jnp.int32(token), step)
+    assert seen == [constraint.allowed(prefix).tolist() for prefix in ("", "a")] == [[0, 2], [1]]
+    batch = rows.broadcast_rows(constraint, 2)
+    states = init_rows(batch, jnp.zeros((2, 1), jnp.int32), jnp.ones(2, jnp.int32))
+    steps = Step(jnp.zeros(2, jnp.int32), jnp.full(2, 5, jnp.int32), jax.random.split(jax.random.key(0)))
+    assert np.isfinite(apply_rows(batch, states, jnp.zeros((2, 3)), steps)).tolist() == [[True, False, True]] * 2
 
 
 def test_a_budget_forbids_exactly_what_it_has_to():
