@@ -154,16 +154,17 @@ def measure(
     projection = projection - projection[:, [with_zero.index(0.0)]]
     chosen = [with_zero.index(strength) for strength in strengths]
     columns = [column[:, chosen] for column in (projection, np.maximum(kl, 0), -logp)]
-    differences = [None] * len(steerings)
+    effects: list[tuple[tuple[float, ...] | None, tuple[float, ...] | None]] = [(None, None)] * len(steerings)
     if measured_answers:
         kinds = np.array([example.positive for example in measured_answers])
         each = np.concatenate(logps, axis=-1).reshape(shape)[:, chosen, 0]
         sides = [each[..., kinds], each[..., ~kinds]]
         error = np.sqrt(sum(side.var(-1) / max(side.shape[-1] - 1, 1) for side in sides))
-        differences = list(zip(_tuples(sides[0].mean(-1) - sides[1].mean(-1)), _tuples(error), strict=True))
+        effects = list(zip(_tuples(sides[0].mean(-1) - sides[1].mean(-1)), _tuples(error), strict=True))
+    projections, divergences, losses = map(_tuples, columns)
     return [
-        Evaluation(tuple(strengths), *(difference or (None, None)), *numbers)
-        for difference, *numbers in zip(differences, *map(_tuples, columns), strict=True)
+        Evaluation(tuple(strengths), *effect, projection, divergence, loss)
+        for effect, projection, divergence, loss in zip(effects, projections, divergences, losses, strict=True)
     ]
 
 
