@@ -25,6 +25,7 @@ from mechanex_jax.steering import evaluation, perceptron, reference_texts
 from mechanex_jax.steering.activations import read_answers
 from mechanex_jax.steering.examples import tokenize_answers, tokenize_texts
 from mechanex_jax.steering.presets import PRESETS
+from mechanex_jax.steering.scoring import score
 
 DATA = Path(__file__).parent / "data"
 LONGER = {"json_compliance": 96}  # tokens, where an answer has to be complete
@@ -63,9 +64,8 @@ def methods(loaded, names) -> None:
         for name in names:
             vector = make(loaded, name, method)
             answers = held_out_pairs(loaded, [name])
-            # N differences of means add up to about N times one; few-shot's vectors are trained to act together.
-            unit = 1.0 if method == "few-shot" else 1 / len(PRESETS[name].layers(loaded.model.spec.layers))
-            scores = evaluation.score(loaded, answers, mx.steering.resolve(vector).scaled(unit), STRENGTHS)[:, 0]
+            steering = mx.steering.resolve(vector)
+            scores = score(loaded, answers, [steering.scaled(strength) for strength in STRENGTHS])[:, 0]
             kinds = np.array([example.positive for example in answers])
             curves.append(scores[:, kinds] - scores[:, ~kinds])  # [strengths, pairs]
             mean = curves[-1].mean(-1)
@@ -94,8 +94,7 @@ def gates(loaded, names) -> None:
         aucs = [perceptron.auc(row[kinds], row[~kinds]) for row in perceptron.gate_logits(weights, inputs)]
         cells = []
         for steering in (gated, plain):
-            share = steering.scaled(1 / len(layers))
-            on_answers, on_other = (evaluation.score(loaded, e, share, (1.0,), compare=True)[0, 2] for e in (answers, other))
+            on_answers, on_other = (score(loaded, e, [steering], compare=True)[0, 2] for e in (answers, other))
             found = (on_answers[kinds], on_answers[~kinds], on_other)
             cells.append(", ".join(f"{values.mean():.3f}" for values in found))
         print(f"{name} | {min(aucs):.3f} to {max(aucs):.3f} | {cells[0]} | {cells[1]}", flush=True)
@@ -107,7 +106,7 @@ def truthfulness(loaded, items, steering) -> tuple[np.ndarray, np.ndarray]:
     examples = tokenize_answers(
         loaded, [i["prompt"] for i in items], [i["true"] for i in items], [i["false"] for i in items], chat=True
     )
-    scores = evaluation.score(loaded, examples, steering, (0.0, 1.0))[:, 0]
+    scores = score(loaded, examples, [steering.scaled(0), steering])[:, 0]
     kinds = np.array([example.positive for example in examples])
     return tuple(scores[:, kinds] - scores[:, ~kinds])
 
@@ -137,7 +136,8 @@ def measured(loaded, name, items, tokens, strength=0.0) -> tuple[np.ndarray, np.
 def loss_added(loaded, name, strength=0.0) -> float:
     """Share by which the loss on unrelated text grows."""
     texts = tokenize_texts(loaded, reference_texts.TEXTS)
-    loss = evaluation.measure(loaded, mx.steering.preset(name, strength), (0.0, 1.0), [], texts).loss
+    (measured,) = evaluation.measure(loaded, [mx.steering.preset(name, strength)], (0.0, 1.0), [], texts)
+    loss = measured.loss
     return loss[1] / loss[0] - 1
 
 

@@ -13,11 +13,11 @@ measured = mx.steering.evaluate(
     [" It was great."],
     [" It was bad."],
     prompts=["How was the concert?"],
-    strengths=(0, 0.25),
+    strengths=(0, 1.5),
     unrelated=["Water boils at 100 degrees Celsius at sea level, and at a lower temperature on a mountain."],
 )
 print(measured.table())
-for strength in (0.0, 0.25):
+for strength in (0.0, 1.5):
     text = mx.generation.generate(
         "My week was", steering_vector=id if strength else None, steering_strength=strength, temperature=0, max_tokens=20
     )

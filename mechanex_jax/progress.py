@@ -1,9 +1,11 @@
-"""One progress bar for everything that takes a while: downloads, conversion, loading, long batches."""
+"""One progress bar for everything that takes a while (downloads, conversion, loading, long batches), and a budget of time."""
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 Report = Callable[[int, int], None]
@@ -33,3 +35,31 @@ def bar(description: str, *, enabled: bool, unit: str = "bytes") -> Iterator[Rep
     with Progress(*columns, console=Console(stderr=True)) as shown:
         task = shown.add_task(description, total=None)
         yield lambda done, total: shown.update(task, completed=done, total=total or None)
+
+
+class TimeBudget:
+    """Seconds for work that consists of parts: whether another part fits is told from how long the parts so far took.
+
+    Args:
+      seconds: from now on; None is no limit.
+    """
+
+    def __init__(self, seconds: float | None):
+        self._seconds = math.inf if seconds is None else seconds
+        self._begun = self._last = time.monotonic()
+        self._shortest = 0.0
+
+    def part_done(self) -> None:
+        """Note that a part has ended. The first often compiles, so the shortest tells what a further one takes."""
+        now = time.monotonic()
+        part = now - self._last
+        self._shortest = min(self._shortest, part) if self._shortest else part
+        self._last = now
+
+    def fits_another(self) -> bool:
+        """Whether a part as long as the shortest so far would end in time."""
+        return time.monotonic() - self._begun + self._shortest <= self._seconds
+
+    def forecast(self, done: float, total: float) -> float:
+        """Seconds that the whole would take, `done` of `total` having taken the time until now."""
+        return (time.monotonic() - self._begun) * total / done

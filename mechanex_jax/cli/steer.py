@@ -28,7 +28,7 @@ _Model = Annotated[str | None, typer.Option(metavar="NAME", help="A name from `m
 _Dtype = Annotated[str | None, typer.Option(metavar="TYPE", help="float32, bfloat16 or float16.")]
 _Device = Annotated[str | None, typer.Option(metavar="DEVICE", help="cpu, gpu, gpu:1, ...")]
 _Chat = Annotated[bool, typer.Option("--chat", help="Prompts are a user's messages, in the model's chat template.")]
-_Id = Annotated[str, typer.Argument(metavar="ID", help="The id of a stored vector, such as sv_0123abcd.")]
+_Id = Annotated[str, typer.Argument(metavar="VECTOR", help="The id or the name of a stored vector.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Strengths = Annotated[str, typer.Option("--strength", metavar="S,S,...", help="Strengths, with commas between them.")]
 
@@ -60,11 +60,12 @@ def _steering(model: str | None, dtype: str | None, device: str | None) -> Steer
     return base.start({"model": model, "dtype": dtype, "device": device}).steering
 
 
-def _model_of(id: str, model: str | None) -> str | None:
-    """The model to load for a vector: the one that the command names, else the one that the vector was made for."""
-    from mechanex_jax.steering import Store
+def _found(vector: str, model: str | None) -> tuple[str, str | None]:
+    """The id of a vector, and the model to load for it: the one that the command names, else the one that it was made for."""
+    from mechanex_jax.steering import default
 
-    return Store().get(id).model if model is None else model
+    id = default.find(vector)
+    return id, default.store.get(id).model if model is None else model
 
 
 @app.command()
@@ -114,12 +115,12 @@ def list_vectors(as_json: _Json = False) -> None:
 
 
 @app.command()
-def show(id: _Id, as_json: _Json = False) -> None:
+def show(vector: _Id, as_json: _Json = False) -> None:
     """Show what is known of a vector."""
 
     from mechanex_jax.steering import default
 
-    summary = default.describe(id)
+    summary = default.describe(default.find(vector))
     if as_json:
         base.print_json(summary)
         return
@@ -142,7 +143,7 @@ def _short(value: object) -> str:
 
 @app.command("try")
 def try_vector(
-    id: _Id,
+    vector: _Id,
     prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="The text to continue.")],
     strength: _Strengths = "-2,0,2",
     max_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
@@ -155,13 +156,14 @@ def try_vector(
     """Continue PROMPT at several strengths, side by side.
 
     \b
-      mechanex-jax steer try sv_0123abcd --strength -2,0,2 "How was your day?"
+      mechanex-jax steer try honesty --strength -2,0,2 "How was your day?"
     """
 
     from mechanex_jax.steering.evaluation import check_strengths
 
     strengths = check_strengths(_parse_strengths(strength))
-    steering = _steering(_model_of(id, model), dtype, device)
+    id, model = _found(vector, model)
+    steering = _steering(model, dtype, device)
     texts = steering.texts(id, [prompt], strengths, chat=chat, max_tokens=max_tokens)[0]
     if as_json:
         listed = [{"strength": value, "text": text} for value, text in zip(strengths, texts, strict=True)]
@@ -177,7 +179,7 @@ def try_vector(
 
 @app.command()
 def plot(
-    id: _Id,
+    vector: _Id,
     target: Annotated[Path, typer.Argument(metavar="OUT", help="The picture, such as steering.png.")],
     data: Annotated[Path | None, typer.Option(metavar="FILE", help="Held-out pairs, as for `make`.")] = None,
     strength: _Strengths = "-2,-1,0,1,2",
@@ -195,7 +197,8 @@ def plot(
 
     strengths = _parse_strengths(strength)
     held_out = None if data is None else read_rows(data, negatives=True)
-    steering = _steering(_model_of(id, model), dtype, device)
+    id, model = _found(vector, model)
+    steering = _steering(model, dtype, device)
     if held_out is None:
         evaluations = steering.plot(id, target, strengths=strengths)
     else:
@@ -205,8 +208,8 @@ def plot(
 
 
 @app.command()
-def delete(id: _Id) -> None:
+def delete(vector: _Id) -> None:
     """Delete a vector."""
     from mechanex_jax.steering import default
 
-    default.delete(id)
+    default.delete(default.find(vector))

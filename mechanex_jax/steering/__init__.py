@@ -16,6 +16,7 @@ add = default.add
 delete = default.delete
 describe = default.describe
 evaluate = default.evaluate
+find = default.find
 generate_from_jsonl = default.generate_from_jsonl
 generate_pairs = default.generate_pairs
 generate_vectors = default.generate_vectors
@@ -40,6 +41,7 @@ __all__ = [
     "delete",
     "describe",
     "evaluate",
+    "find",
     "generate_from_jsonl",
     "generate_pairs",
     "generate_vectors",

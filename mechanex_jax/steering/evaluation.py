@@ -5,25 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Float32, Float64, Int32
+from jaxtyping import Float
 
-from mechanex_jax import edits, rows
+from mechanex_jax import edits
 from mechanex_jax.errors import expected
 from mechanex_jax.loading import LoadedModel
-from mechanex_jax.progress import Report, silent
-from mechanex_jax.steering import activations
-from mechanex_jax.steering.batches import batches
+from mechanex_jax.progress import Report, TimeBudget, silent
 from mechanex_jax.steering.examples import Example
+from mechanex_jax.steering.scoring import score
+from mechanex_jax.warning import warn
 
-if TYPE_CHECKING:
-    from mechanex_jax.architectures import Model
-
-_POSITIONS = 512  # rows times width: two sets of logits of that many positions are in memory
+_PARTS = 8  # of the texts, where a budget may end the measuring between two
 _TITLES = {
     "logit_difference": "positive - negative",
     "projection": "projection change",
@@ -94,20 +88,6 @@ def check_strengths(strengths: Iterable[float]) -> tuple[float, ...]:
     return rising
 
 
-def _from_layer(steering: edits.RowSteering, first: int) -> edits.RowSteering:
-    """The same steering with layers counted from `first`: for a tail of the model."""
-    return edits.RowSteering(
-        {site: {layer - first: vector for layer, vector in by_layer.items()} for site, by_layer in steering.additions.items()},
-        tuple(gated._replace(layer=gated.layer - first) for gated in steering.gates),
-    )
-
-
-def _directions(steering: edits.RowSteering) -> list[tuple[str, int, Float32[np.ndarray, " D"]]]:
-    """(site, layer, vector) of all that it adds, gates open."""
-    added = [(site, layer, vector) for site, by_layer in steering.additions.items() for layer, vector in by_layer.items()]
-    return added + [(gated.site, gated.layer, gated.vector) for gated in steering.gates]
-
-
 def at_layers(steering: edits.RowSteering, layers: Collection[int] | None) -> edits.RowSteering:
     """The steering at some of its layers; None is all.
 
@@ -122,117 +102,84 @@ def at_layers(steering: edits.RowSteering, layers: Collection[int] | None) -> ed
     return steering.only([(site, layer) for site, layer in steering.hook_points if layer in layers])
 
 
-@partial(jax.jit, static_argnames=("places", "compare"))
-def _score_batch(
-    model: Model,
-    hidden: Float[jax.Array, "B S D"],
-    tokens: Int32[jax.Array, "B S"],
-    lengths: Int32[jax.Array, " B"],
-    mask: Float32[jax.Array, "B S"],
-    steered: tuple[edits.Edit, ...],
-    units: Float32[jax.Array, "N D"],
-    places: tuple[tuple[str, int], ...],
-    compare: bool,
-) -> tuple[Float32[jax.Array, " B"], Float32[jax.Array, " B"], Float32[jax.Array, " B"]]:
-    """Sums over each row's masked tokens: log-probability, projection on `units`, and with `compare` KL to the unsteered
-    distribution, else 0."""
-    sites = tuple(dict.fromkeys(site for site, _ in places))
-    entry = activations.resume(hidden)
-    out = model.extend(model.init_cache(*tokens.shape), tokens, lengths, (entry, *steered), logits="all", capture=sites)
-    assert out.logits is not None
-    logp = jnp.sum(activations.token_logprobs(out.logits, tokens) * mask, -1)
-    along = jnp.zeros_like(mask)
-    for index, (site, layer) in enumerate(places):
-        kept = jax.lax.index_in_dim(out.captured[site], layer, axis=1, keepdims=False).astype(jnp.float32)
-        along += jnp.einsum("bsd,d->bs", kept, units[index], precision="highest") / len(places)
-    projection = jnp.sum(along * mask, -1)
-    if not compare:
-        return logp, projection, jnp.zeros_like(logp)
-    unsteered = model.extend(model.init_cache(*tokens.shape), tokens, lengths, (entry,), logits="all").logits
-    assert unsteered is not None
-    ours, theirs = jax.nn.log_softmax(out.logits), jax.nn.log_softmax(unsteered)
-    return logp, projection, jnp.sum(jnp.sum(jnp.exp(ours) * (ours - theirs), -1) * mask, -1)
-
-
-def score(
-    loaded: LoadedModel,
-    examples: Sequence[Example],
-    steering: edits.RowSteering,
-    strengths: Sequence[float],
-    *,
-    compare: bool = False,
-    report: Report = silent,
-) -> Float64[np.ndarray, "strengths 3 examples"]:
-    """Score the answer tokens of examples at several strengths: means of log-probability, projection and KL.
-
-    Args:
-      loaded: the model.
-      examples: any number; they run in micro-batches of like length.
-      steering: at strength 1.
-      strengths: any numbers.
-      compare: also compute the KL divergence from the unsteered model, otherwise 0.
-      report: called with examples done and their total.
-    """
-    directions = _directions(steering)
-    first = min(layer for _, layer, _ in directions)
-    model, tail_steering = activations.tail(loaded.model, first), _from_layer(steering, first)
-    places = tuple((site, layer - first) for site, layer, _ in directions)
-    units = np.stack([vector / max(np.linalg.norm(vector), 1e-12) for _, _, vector in directions]).astype(np.float32)
-    totals = np.zeros((len(strengths), 3, len(examples)))
-    done = 0
-    for batch in batches(examples, positions=_POSITIONS):
-        mask = batch.answers()
-        mask[:, 0] = False
-        count = len(batch.indices)
-        hidden = activations.run_head(loaded, batch, first)
-        for index, strength in enumerate(strengths):
-            per_row = edits.steering([tail_steering.scaled(strength)] * len(mask), loaded.model.spec.width)
-            steered = rows.broadcast_rows(per_row, len(mask))
-            with jax.default_device(loaded.device):
-                columns = _score_batch(
-                    model, hidden, batch.tokens, batch.lengths, mask.astype(np.float32), steered, units, places, compare
-                )
-            for column, values in enumerate(columns):
-                totals[index, column, batch.indices] = np.asarray(values)[:count] / np.maximum(mask.sum(-1)[:count], 1)
-        done += count
-        report(done, len(examples))
-    return totals
-
-
 def measure(
     loaded: LoadedModel,
-    steering: edits.RowSteering,
+    steerings: Sequence[edits.RowSteering],
     strengths: Sequence[float],
     answers: Sequence[Example],
     unrelated: Sequence[Example],
     *,
+    budget_s: float | None = None,
     report: Report = silent,
-) -> Evaluation:
-    """Measure a vector's effect and cost; the result has no texts.
+) -> list[Evaluation]:
+    """Measure effect and cost of each steering; the results have no texts.
 
     Args:
       loaded: the model.
-      steering: at strength 1.
+      steerings: at strength 1.
       strengths: as `check_strengths` returns them.
       answers: positive and negative examples, or none.
       unrelated: texts that the cost is measured on.
-      report: called with examples done and their total.
+      budget_s: seconds; once they would not suffice for more, the numbers are of the texts until then, with a warning. At least
+        one part of the texts is measured. None is no limit.
+      report: called with rows done and their total.
     """
-    total = len(answers) + len(unrelated)
-    difference = error = None
-    if answers:
-        logp = score(loaded, answers, steering, strengths, report=lambda done, _: report(done, total))[:, 0]
-        kinds = np.array([example.positive for example in answers])
-        sides = [logp[:, kinds], logp[:, ~kinds]]
-        difference = tuple((sides[0].mean(-1) - sides[1].mean(-1)).tolist())
-        error = tuple(np.sqrt(sum(side.var(-1) / max(side.shape[-1] - 1, 1) for side in sides)).tolist())
     with_zero = sorted({0.0, *strengths})
-    cost = score(
-        loaded, unrelated, steering, with_zero, compare=True, report=lambda done, _: report(len(answers) + done, total)
-    )
-    lengths = np.array([len(example.tokens) - 1 for example in unrelated])
-    logp, projection, kl = np.moveaxis((cost * lengths).sum(-1) / lengths.sum(), 1, 0)
-    projection = projection - projection[with_zero.index(0.0)]
+    scaled = [steering.scaled(strength) for steering in steerings for strength in with_zero]
+    along = [steering for steering in steerings for _ in with_zero]
+    parts = [(answers, unrelated)] if budget_s is None else _parts(answers, unrelated)
+    budget, total, done = TimeBudget(budget_s), len(scaled) * (len(answers) + len(unrelated)), 0
+    logps, costs, measured_answers, measured_texts = [], [], [], []
+    for some_answers, some_texts in parts:
+        if measured_texts and not budget.fits_another():
+            texts = len(measured_answers) + len(measured_texts)
+            warn(
+                f"budget_s: {texts} of {len(answers) + len(unrelated)} texts are measured, all of them would take about "
+                f"{budget.forecast(done, total):.0f} s. Give more seconds, or fewer texts or strengths."
+            )
+            break
+        for kind, (examples, compare) in enumerate(((some_answers, False), (some_texts, True))):
+            if examples:
+                moved = partial(_shifted, report, done, total)
+                scores = score(loaded, examples, scaled, along=along, compare=compare, report=moved)
+                (logps, costs)[kind].append(scores)
+                done += len(scaled) * len(examples)
+        measured_answers += some_answers
+        measured_texts += some_texts
+        budget.part_done()
+    shape = (len(steerings), len(with_zero), 3, -1)
+    cost = np.concatenate(costs, axis=-1).reshape(shape)
+    lengths = np.array([len(example.tokens) - 1 for example in measured_texts])
+    logp, projection, kl = np.moveaxis((cost * lengths).sum(-1) / lengths.sum(), 2, 0)
+    projection = projection - projection[:, [with_zero.index(0.0)]]
     chosen = [with_zero.index(strength) for strength in strengths]
-    columns = (tuple(column[chosen].tolist()) for column in (projection, np.maximum(kl, 0), -logp))
-    return Evaluation(tuple(strengths), difference, error, *columns)
+    columns = [column[:, chosen] for column in (projection, np.maximum(kl, 0), -logp)]
+    effects: list[tuple[tuple[float, ...] | None, tuple[float, ...] | None]] = [(None, None)] * len(steerings)
+    if measured_answers:
+        kinds = np.array([example.positive for example in measured_answers])
+        each = np.concatenate(logps, axis=-1).reshape(shape)[:, chosen, 0]
+        sides = [each[..., kinds], each[..., ~kinds]]
+        error = np.sqrt(sum(side.var(-1) / max(side.shape[-1] - 1, 1) for side in sides))
+        effects = list(zip(_tuples(sides[0].mean(-1) - sides[1].mean(-1)), _tuples(error), strict=True))
+    projections, divergences, losses = map(_tuples, columns)
+    return [
+        Evaluation(tuple(strengths), *effect, projection, divergence, loss)
+        for effect, projection, divergence, loss in zip(effects, projections, divergences, losses, strict=True)
+    ]
+
+
+def _shifted(report: Report, before: int, total: int, done: int, _: int) -> None:
+    report(before + done, total)
+
+
+def _tuples(array: Float[np.ndarray, "N S"]) -> list[tuple[float, ...]]:
+    return [tuple(row) for row in array.tolist()]
+
+
+def _parts(answers: Sequence[Example], unrelated: Sequence[Example]) -> list[tuple[list[Example], list[Example]]]:
+    """All texts in parts of like cost and mixture, one of each kind at least in each; a pair of answers is in one part."""
+    groups = sorted({example.group for example in answers})
+    count = max(1, min(_PARTS, len(unrelated), len(groups) or _PARTS))
+    turn = {group: index % count for index, group in enumerate(groups)}
+    by_turn = ([example for example in answers if turn[example.group] == part] for part in range(count))
+    return [(some, list(unrelated[part::count])) for part, some in enumerate(by_turn)]

@@ -23,7 +23,9 @@ from mechanex_jax.steering.reference_texts import TEXTS
 from mechanex_jax.steering.requests import complete
 from mechanex_jax.steering.vector import LayerVectors
 from mechanex_jax.steering.vectors import SavedVectors
+from mechanex_jax.validation import number
 
+_TEXTS = 8  # paragraphs on which the cost is measured where the caller gives none
 STRENGTHS = (-2.0, -1.0, 0.0, 1.0, 2.0)
 
 
@@ -39,6 +41,7 @@ class EvaluationOptions(TypedDict, total=False):
     chat: bool
     max_tokens: int
     model: str | None
+    budget_s: float | None
     progress: bool | None
 
 
@@ -62,6 +65,7 @@ class VectorMeasurer(SavedVectors):
         chat: bool = False,
         max_tokens: int = 64,
         model: str | None = None,
+        budget_s: float | None = None,
         progress: bool | None = None,
     ) -> Evaluation:
         """Measure a vector over strengths: its effect on the likelihood of answers, its cost, and texts side by side.
@@ -74,11 +78,13 @@ class VectorMeasurer(SavedVectors):
           strength: a factor on all strengths.
           prompts: what the answers answer, paired as in `generate_vectors`; None takes each text by itself.
           strengths: at which to measure.
-          unrelated: texts on which the cost is measured; None is plain prose that the library brings along.
+          unrelated: texts on which the cost is measured; None is eight paragraphs of plain prose that come with the library.
           layer_idxs: only these of the vector's layers.
           chat: prompts are a user's messages, in the model's chat template.
           max_tokens: of each continuation.
           model, progress: as for `generate_vectors`.
+          budget_s: seconds for the numbers; where they don't suffice, the numbers are of fewer texts, with a warning that says
+            of how many and what all would take. None is no limit. The continuations are one batch, and come on top.
 
         Returns:
           An `Evaluation` with `.table()` and `.to_dict()`.
@@ -87,25 +93,68 @@ class VectorMeasurer(SavedVectors):
           ArgumentError: a bad argument, an unknown id, a vector of another model.
           NotLocalError: persona_description.
         """
+        (evaluation,) = self._evaluate(
+            [at_layers(self.resolve(steering_vector_id, self._loaded(model)), layer_idxs)],
+            positive_texts,
+            negative_texts,
+            test_prompts=test_prompts,
+            persona_description=persona_description,
+            strength=strength,
+            prompts=prompts,
+            strengths=strengths,
+            unrelated=unrelated,
+            chat=chat,
+            max_tokens=max_tokens,
+            model=model,
+            budget_s=budget_s,
+            progress=progress,
+        )
+        return evaluation
+
+    def _evaluate(
+        self,
+        steerings: Sequence[edits.RowSteering],
+        positive_texts: Sequence[str] | None,
+        negative_texts: Sequence[str] | None,
+        *,
+        test_prompts: Sequence[str] | None = None,
+        persona_description: str | None = None,
+        strength: float = 1.0,
+        prompts: Sequence[str] | None = None,
+        strengths: Sequence[float] = STRENGTHS,
+        unrelated: Sequence[str] | None = None,
+        chat: bool = False,
+        max_tokens: int = 64,
+        model: str | None = None,
+        budget_s: float | None = None,
+        progress: bool | None = None,
+    ) -> list[Evaluation]:
+        """Evaluate several steerings, whose rows run together; see `evaluate`."""
         if persona_description is not None:
             raise NotLocalError("persona_description: there is no judge here; leave it out, and read the texts side by side.")
         rising = check_strengths(strengths)
         (factor,) = check_strengths([strength])
+        if budget_s is not None:
+            number(0, open_low=True)("budget_s", budget_s)
         loaded = self._loaded(model)
-        steering = at_layers(self.resolve(steering_vector_id, loaded), layer_idxs).scaled(factor)
+        steerings = [steering.scaled(factor) for steering in steerings]
         if (positive_texts is None) != (negative_texts is None):
             raise expected("negative_texts", negative_texts, "texts of both kinds, or none of either")
         answers = []
         if positive_texts is not None:
             answers = tokenize_answers(loaded, prompts, positive_texts, negative_texts, chat=chat)
-        other = tokenize_texts(loaded, TEXTS if unrelated is None else check_texts("unrelated", unrelated))
+        other = tokenize_texts(loaded, TEXTS[:_TEXTS] if unrelated is None else check_texts("unrelated", unrelated))
         to_continue = () if test_prompts is None else check_texts("test_prompts", test_prompts)
-        with progress_bar("Measuring", enabled=is_shown(progress), unit="texts") as report:
-            evaluation = measure(loaded, steering, rising, answers, other, report=report)
+        with progress_bar("Measuring", enabled=is_shown(progress), unit="rows") as report:
+            evaluations = measure(loaded, steerings, rising, answers, other, budget_s=budget_s, report=report)
         if not to_continue:
-            return evaluation
-        texts = self._continue(loaded, to_continue, steering, rising, chat=chat, max_tokens=max_tokens)
-        return dataclasses.replace(evaluation, prompts=to_continue, texts=texts)
+            return evaluations
+        options = {"chat": chat, "max_tokens": max_tokens}
+        continued = [self._continue(loaded, to_continue, steering, rising, **options) for steering in steerings]
+        return [
+            dataclasses.replace(evaluation, prompts=to_continue, texts=texts)
+            for evaluation, texts in zip(evaluations, continued, strict=True)
+        ]
 
     def texts(
         self,
@@ -177,11 +226,13 @@ class VectorMeasurer(SavedVectors):
           MechanexError: matplotlib is not installed (`pip install 'mechanex_jax[plot]'`). As `evaluate` otherwise.
         """
         vector = self.store.get(steering_vector_id)
-        plots.figure_class()  # before minutes of work for nothing
-        texts = (positive_texts, negative_texts)
-        evaluations = {"all layers": self.evaluate(steering_vector_id, *texts, **options)}
+        plots.figure_class()  # before a minute of work for nothing
+        check_keywords("plot", options, EvaluationOptions.__annotations__)
+        whole = self.resolve(steering_vector_id, self._loaded(options.get("model")))
+        chosen = {"all layers": whole}
         if len(vector.layers) > 1:
-            for layer in vector.layers:
-                evaluations[f"layer {layer}"] = self.evaluate(steering_vector_id, *texts, layer_idxs=[layer], **options)
+            chosen |= {f"layer {layer}": at_layers(whole, [layer]) for layer in vector.layers}
+        measured = self._evaluate([*chosen.values()], positive_texts, negative_texts, **options)
+        evaluations = dict(zip(chosen, measured, strict=True))
         plots.plot(evaluations, path, title=f"{vector.name or steering_vector_id} ({vector.method}, {vector.model})")
         return evaluations

@@ -25,8 +25,8 @@ _LAYERS = 8  # that are steered where the caller names none
 def caa(task: MethodInput) -> MethodResult:
     """Contrastive activation addition: mean over positive answers less mean over negative ones (arXiv 2312.06681).
 
-    An answer counts once, with the mean activation over its tokens. Vectors are not normalised: with one layer, strength 1
-    moves an activation by the distance between the two means. What N layers add sums up on the way; there 1 / N does so.
+    An answer counts once, with the mean activation over its tokens. Vectors are not normalised: each moves an activation by the
+    distance between the two means. What several layers add sums up on the way.
     """
     means = read_answers(task.loaded, task.examples, task.layers, task.site, report=task.report).astype(np.float64)
     kinds = np.array([example.positive for example in task.examples])
@@ -46,7 +46,6 @@ class SteeringMethod:
       name: as the user writes it.
       make: the function.
       negatives: whether it needs negative answers.
-      apart: whether each layer's vector is made as if it were the only one, so that N layers need an Nth of it each.
       tokens: of each answer, the first so many count where the caller says nothing; None is all.
       defaults: the settings of `generate_vectors` that it reads, with their defaults; any other is refused. A whole number's
         setting takes whole numbers.
@@ -55,7 +54,6 @@ class SteeringMethod:
     name: str
     make: Callable[[MethodInput], MethodResult]
     negatives: bool
-    apart: bool = True
     tokens: int | None = None
     defaults: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
@@ -64,7 +62,7 @@ METHODS = {
     method.name: method
     for method in (
         # An answer's manner shows early, and training on long ones would cost the most.
-        SteeringMethod("few-shot", few_shot, False, False, 16, {"steps": 16, "max_norm": 0.4, "learning_rate": 0.25}),
+        SteeringMethod("few-shot", few_shot, False, 16, {"steps": 16, "max_norm": 0.4, "learning_rate": 0.25}),
         SteeringMethod("caa", caa, True),
         SteeringMethod("steering-perceptrons", perceptrons, True, defaults={"steps": 300, "hidden": 16, "learning_rate": 1e-2}),
     )

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from mechanex_jax import edits
+from mechanex_jax.errors import expected
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.progress import bar as progress_bar
 from mechanex_jax.progress import is_shown
@@ -85,6 +86,21 @@ class SavedVectors:
           VectorError: its file is corrupt.
         """
         return self.store.get(vector_id).by_layer()
+
+    def find(self, id_or_name: str) -> str:
+        """The id of the stored vector of this id or name; an id goes before a name.
+
+        Raises:
+          ArgumentError: no vector has it, or several have the name; the message lists their ids.
+        """
+        if id_or_name in self.store.ids():
+            return id_or_name
+        named = [id for id, vector in self.store.items() if vector.name == id_or_name]
+        if len(named) > 1:
+            raise expected("steering_vector", id_or_name, f"one of the {len(named)} vectors of this name: {', '.join(named)}")
+        if not named:
+            self.store.get(id_or_name)  # raises, and lists those there are
+        return named[0]
 
     def describe(self, vector_id: str) -> StoredSummary:
         """Describe a stored vector: all that is known of it besides its numbers.

@@ -157,6 +157,42 @@ def test_plot_draws_every_layer_and_says_what_it_lacks(steering, tmp_path, monke
         steering.plot(id, tmp_path / "again.png", **options)
 
 
+def test_a_name_finds_its_vector_and_two_of_a_name_are_told_apart(steering):
+    first = steering.add({1: np.ones(64)}, "joy")
+    other = steering.add({1: np.ones(64)}, first)  # an id goes before a name
+    assert steering.find("joy") == steering.find(first) == first and steering.find(other) == other
+    again = steering.add({1: np.ones(64)}, "joy")
+    for name, words in (("joy", (first, again)), ("sad", (first, other))):
+        with pytest.raises(ArgumentError) as caught:
+            steering.find(name)
+        assert all(word in str(caught.value) for word in words)
+
+
+def test_a_budget_ends_the_measuring_with_a_warning_and_otherwise_changes_nothing(steering):
+    options = {"strengths": [0, 1], "unrelated": UNRELATED * 4}
+    answers = ({1: np.ones(64)}, POSITIVE * 4, NEGATIVE * 4)
+    whole = steering.evaluate(*answers, **options)
+    with pytest.warns(UserWarning, match=r"budget_s: \d+ of 24 texts are measured, all of them would take about"):
+        cut = steering.evaluate(*answers, **options, budget_s=1e-6)
+    ample = steering.evaluate(*answers, **options, budget_s=600)
+    for name in ("logit_difference", "projection", "kl", "loss"):
+        np.testing.assert_allclose(getattr(ample, name), getattr(whole, name), rtol=0, atol=1e-4)
+    assert cut.strengths == whole.strengths and np.isfinite(cut.logit_difference).all() and np.isfinite(cut.loss).all()
+    for budget in (0, -1, float("nan"), "soon"):
+        with pytest.raises(ArgumentError, match="budget_s"):
+            steering.evaluate(*answers, budget_s=budget)
+
+
+def test_a_plot_measures_every_layer_as_evaluate_does(steering, tmp_path):
+    id = steering.add({1: np.ones(64), 3: 0.5 * np.arange(64)})
+    options = {"strengths": [-1, 0, 1], "unrelated": UNRELATED}
+    drawn = steering.plot(id, tmp_path / "x.png", POSITIVE, NEGATIVE, **options)
+    for name, layers in (("all layers", None), ("layer 1", [1]), ("layer 3", [3])):
+        alone = steering.evaluate(id, POSITIVE, NEGATIVE, layer_idxs=layers, **options)
+        for column in ("logit_difference", "projection", "kl", "loss"):
+            np.testing.assert_allclose(getattr(drawn[name], column), getattr(alone, column), rtol=1e-4, atol=1e-4)
+
+
 # --- presets ---------------------------------------------------------------------------------------------------------
 
 
@@ -282,12 +318,13 @@ def test_the_commands_make_list_show_try_plot_and_delete(command, folder, tmp_pa
     id = command("make", source, "--method", "caa", "--name", "[honesty]", "--layers", "1-2", *options).strip()
     assert "[honesty]" in command("list") and [row["id"] for row in json.loads(command("list", "--json"))] == [id]
     assert json.loads(command("show", id, "--json"))["layers"] == [1, 2] and "relative_norm" in command("show", id)
+    assert json.loads(command("show", "[honesty]", "--json"))["id"] == id and "caa" in command("show", "[honesty]")
     tried = ("try", id, "--strength", "-2,0,2", PROMPTS[0], "--max-tokens", 4, *options)
     shown = json.loads(command(*tried, "--json"))
     assert [item["strength"] for item in shown["texts"]] == [-2, 0, 2] and "+2" in command(*tried)
     assert "KL" in command("plot", id, tmp_path / "x.png", "--data", source, "--strength", "0,1", *options)
     assert (tmp_path / "x.png").stat().st_size > 1000
-    command("delete", id)
+    command("delete", "[honesty]")
     assert json.loads(command("list", "--json")) == []
 
 
