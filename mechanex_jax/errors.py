@@ -41,6 +41,10 @@ class CheckpointError(ModelError):
     """Files of a model are missing, truncated, corrupt or of an unknown kind."""
 
 
+class StorageError(MechanexError, OSError):
+    """A file of the library's own cannot be written or removed."""
+
+
 class NotLocalError(MechanexError, NotImplementedError):
     """The call resolves to something that this build cannot do (yet): the message names the argument and the way out."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from mechanex_jax import policy, session
-from mechanex_jax.edits import Edit, Edits, check
+from mechanex_jax.edits import Edit, Edits, Scope, check
 from mechanex_jax.engine import run as engine
 from mechanex_jax.engine.config import GenerationConfig, one_value, per_row
 from mechanex_jax.engine.request import Completion, Prompt, Request
@@ -205,7 +205,7 @@ class Generation:
         choices: Sequence[str] | type[enum.Enum] | None = None,
         forbidden_terms: Sequence[str] | None = None,
         steering_layers: Sequence[Any] | None = None,
-        steering_scope: Any = "all",
+        steering_scope: str | slice | Scope = "all",
         epsilon_cutoff: float | None = None,
         beam_width: int = 4,
         length_penalty: float = 1.0,

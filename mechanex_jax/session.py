@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,6 +10,7 @@ from mechanex_jax import loading
 from mechanex_jax.errors import ModelNotFoundError, NotLocalError, Verbatim, expected
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.signatures import suggests_arguments
+from mechanex_jax.storage.json_values import parse_json
 
 MODES = ("auto", "local", "remote")
 _CREDENTIALS = ("api_key", "access_token")
@@ -159,7 +159,7 @@ class Session:
         if self._api_key or os.environ.get("MECHANEX_API_KEY"):
             return True
         try:
-            stored = json.loads((Path.home() / ".mechanex" / "config.json").read_text())
+            stored = parse_json((Path.home() / ".mechanex" / "config.json").read_text())
         except (OSError, ValueError, RuntimeError):
             return False
         return isinstance(stored, dict) and any(stored.get(name) for name in _CREDENTIALS)

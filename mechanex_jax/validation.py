@@ -105,16 +105,16 @@ def text(name: str, value: object) -> None:
 
 def check_utf8(name: str, value: object) -> None:
     """Raise ArgumentError where a string, or one within lists and mappings, has half of a surrogate pair."""
-    if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise expected(name, value, "text that UTF-8 can hold", _HALF)
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            check_utf8(name, key)
-            check_utf8(name, item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            check_utf8(name, item)
+    parts, seen = [value], set()  # no recursion: how deep a value goes is for others to judge
+    while parts:
+        part = parts.pop()
+        if isinstance(part, str):
+            if not part.isascii() and any("\ud800" <= c <= "\udfff" for c in part):
+                raise expected(name, part, "text that UTF-8 can hold", _HALF)
+        elif isinstance(part, (Mapping, list, tuple)) and id(part) not in seen:
+            seen.add(id(part))
+            parts.extend(part)
+            parts.extend(part.values() if isinstance(part, Mapping) else ())
 
 
 def flag(name: str, value: object) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mechanex_jax.errors import CheckpointError
+from mechanex_jax.storage.json_values import parse_json
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # An installed wheel carries the catalogue inside the package; a checkout has it beside the package.
@@ -98,7 +98,7 @@ def find(name: str) -> Entry | None:
 @functools.cache
 def _read(path: Path) -> tuple[Entry, ...]:
     try:
-        entries = [_entry(item) for item in json.loads(path.read_text("utf-8"))["models"]]
+        entries = [_entry(item) for item in parse_json(path.read_text("utf-8"))["models"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"The catalogue {path} cannot be read: {error!r}. Compare it with models/README.md.") from error
     defaults = [entry.name for entry in entries if entry.default]

@@ -12,6 +12,7 @@ from typing import Any
 
 from mechanex_jax.checkpoints.safetensors import TensorReader
 from mechanex_jax.errors import CheckpointError
+from mechanex_jax.storage.json_values import parse_json
 from mechanex_jax.tokenization.tokenizer import Tokenizer
 
 # What a config says about its own history, not about the model.
@@ -49,8 +50,8 @@ class Checkpoint:
                 "holds them."
             )
         try:
-            config = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
+            config = parse_json(path.read_bytes())
+        except ValueError as error:
             raise CheckpointError(f"{path} is not JSON ({error}); the file is corrupt: fetch the model again.") from error
         if not isinstance(config, dict) or not ("model_type" in config or "architectures" in config):
             raise CheckpointError(f"{path} names no model: expected the keys model_type or architectures.")

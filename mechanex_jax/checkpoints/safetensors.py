@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from mechanex_jax.errors import CheckpointError
+from mechanex_jax.storage.json_values import parse_json
 
 _DTYPES: dict[str, np.dtype] = {
     "BOOL": np.dtype(np.bool_),
@@ -181,8 +182,8 @@ def _listed(names: list[str]) -> str:
 def _read_shards(folder: Path) -> dict[str, _Place]:
     index = folder / _INDEX
     try:
-        files: dict[str, str] = dict(json.loads(index.read_bytes())["weight_map"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        files: dict[str, str] = dict(parse_json(index.read_bytes())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index}: got {error!r}; expected JSON with a weight_map of names. {_AGAIN}") from error
     outside = [file for file in files.values() if not isinstance(file, str) or Path(file).name != file]
     if outside:
@@ -211,10 +212,10 @@ def _read_header(path: Path) -> dict[str, _Place]:
             raise CheckpointError(f"{path}: got {size:,} bytes; expected a header of {length:,} after the first 8. {_AGAIN}")
         encoded = file.read(length)
     try:
-        header = json.loads(encoded)
+        header = parse_json(encoded)
         header.pop("__metadata__", None)
         places = {name: _parse(path, 8 + length, name, item) for name, item in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: got a header that cannot be read ({error!r}); expected safetensors. {_AGAIN}"
         ) from error

@@ -20,7 +20,7 @@ from typer.core import TyperGroup
 
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
 from mechanex_jax.storage.atomic import discard_unfinished
-from mechanex_jax.storage.json_values import JsonValue
+from mechanex_jax.storage.json_values import JsonValue, parse_json
 from mechanex_jax_command import INTERRUPTED, interrupt
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def text_file(path: Path) -> str:
 def json_file(path: Path) -> JsonValue:
     """The value in a JSON file that an option names."""
     try:
-        return json.loads(text_file(path))
+        return parse_json(text_file(path))
     except json.JSONDecodeError as error:
         raise expected("file", str(path), f"JSON ({error.msg}, line {error.lineno}, column {error.colno})") from error
 

@@ -27,7 +27,7 @@ from mechanex_jax.engine.run import MICRO_BATCH
 from mechanex_jax.engine.seeds import as_seed, line_seed
 from mechanex_jax.errors import ArgumentError, MechanexError, expected
 from mechanex_jax.progress import Report, silent
-from mechanex_jax.storage.json_values import JsonValue
+from mechanex_jax.storage.json_values import JsonValue, parse_json
 
 if TYPE_CHECKING:
     from mechanex_jax.runtime import Mechanex
@@ -62,8 +62,8 @@ def parse_row(line: bytes, defaults: Mapping[str, object]) -> Row:
       ArgumentError: no JSON object, no prompt, an unknown key, or an argument that `generate` would refuse.
     """
     try:
-        item = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        item = parse_json(line)
+    except ValueError as error:
         raise ArgumentError(f"got no JSON ({error}); expected an object such as {_EXAMPLE}.") from error
     if not isinstance(item, dict) or "prompt" not in item:
         raise expected("row", item, f"an object with a prompt, such as {_EXAMPLE}")

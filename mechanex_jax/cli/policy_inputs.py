@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from mechanex_jax.cli import base
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
+from mechanex_jax.storage.json_values import JsonValue, parse_json
 
 if TYPE_CHECKING:
     from mechanex_jax.policy.controls import Policy
     from mechanex_jax.policy.presets import PolicyDict
-    from mechanex_jax.storage.json_values import JsonValue
 
 
 def _from_schema(option: str) -> PolicyDict:
@@ -97,7 +97,7 @@ def _rows(path: Path) -> Iterator[str]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except json.JSONDecodeError as error:
             raise expected(f"{path}, line {number}", line, f"JSON ({error.msg}, column {error.colno})") from error
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
@@ -128,13 +128,13 @@ def space(file: Path | None, tries: Sequence[str]) -> dict[str, Any]:
 def _values(text: str) -> list[JsonValue]:
     """JSON values with commas between them; what is no JSON is a string."""
     try:
-        return json.loads(f"[{text}]")
+        return parse_json(f"[{text}]")
     except ValueError:
         return [_value(part.strip()) for part in text.split(",")]
 
 
 def _value(part: str) -> JsonValue:
     try:
-        return json.loads(part)
+        return parse_json(part)
     except ValueError:
         return part

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from mechanex_jax.errors import ConstraintError, expected
-from mechanex_jax.storage.json_values import JsonValue
+from mechanex_jax.storage.json_values import JsonValue, parse_json
 from mechanex_jax.validation import check_utf8
 
 Schema: TypeAlias = "bool | Mapping[str, JsonValue]"
@@ -86,8 +86,8 @@ def read_schema(source: object, name: str = "json_schema") -> SchemaSource:
         source = read_file(source, name)
     if isinstance(source, str | bytes):
         try:
-            source = json.loads(source)
-        except (ValueError, RecursionError) as error:
+            source = parse_json(source)
+        except ValueError as error:
             raise _refusal(name, source, f"{SCHEMAS}; this text is not JSON ({error})") from None
     if not isinstance(source, Mapping | bool):
         raise _refusal(name, source, SCHEMAS)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.loading import LoadedModel
+from mechanex_jax.storage.json_values import parse_json
 
 _SHOWN = 5  # bad lines spelled out in one error
 _SPELLINGS = {"positive": ("positive_answer", "positive"), "negative": ("negative_answer", "negative")}
@@ -137,8 +138,8 @@ def _parse_row(row: object, negatives: bool | None) -> tuple[str, str, str | Non
     """(prompt, positive answer, negative answer) of a row, or of the bytes of a line."""
     if isinstance(row, bytes):
         try:
-            row = json.loads(row.decode("utf-8-sig"))
-        except (ValueError, RecursionError) as error:
+            row = parse_json(row.decode("utf-8-sig"))
+        except ValueError as error:
             raise ArgumentError(f"got no JSON ({error}); expected an object such as {_LINE}") from error
     if not isinstance(row, Mapping):
         raise expected("row", row, f"an object such as {_LINE}")

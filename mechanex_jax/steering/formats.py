@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from mechanex_jax.errors import ArgumentError, Verbatim, expected
 from mechanex_jax.steering.vector import LayerName, SteeringVector, VectorError, layer_name, metadata
 from mechanex_jax.storage.atomic import write_whole
+from mechanex_jax.storage.json_values import parse_json
 
 _SITE = "mechanex_jax.site"
 _DIRECTION = "direction."
@@ -61,7 +62,7 @@ def _to_gguf(vector: SteeringVector) -> bytes:
 
 
 def _from_json(content: bytes, path: Path) -> Vectors:
-    data = json.loads(content)
+    data = parse_json(content)
     if not isinstance(data, dict):
         raise ValueError(f"{type(data).__name__}")
     vectors: Vectors = {}
@@ -124,12 +125,19 @@ def _reader(content: bytes) -> Callable[[bytes, Path], Vectors]:
     return _from_json if content.lstrip()[:1] in (b"{", b"[") else _from_safetensors
 
 
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise VectorError(f"{path}: cannot be read ({error.strerror or error}). Check its rights.") from error
+
+
 def load(path: str | os.PathLike[str]) -> Vectors:
     """Read a file of vectors; see `Steering.load_vectors`."""
     source = Path(path)
     if not source.is_file():
         raise expected("path", str(path), "a file of vectors: JSON, safetensors or GGUF")
-    content = source.read_bytes()
+    content = _content(source)
     try:
         vectors = _reader(content)(content, source)
     except (VectorError, ArgumentError):
@@ -145,7 +153,7 @@ def load(path: str | os.PathLike[str]) -> Vectors:
 
 def read_whole(path: str | os.PathLike[str]) -> SteeringVector | None:
     """Read a vector with its gate and record if the file is one that this library wrote as safetensors, else None."""
-    content = Path(path).read_bytes() if Path(path).is_file() else b""
+    content = _content(Path(path)) if Path(path).is_file() else b""
     try:
         written_here = content[:4] != b"GGUF" and "mechanex_jax.steering" in metadata(content)
     except (ValueError, AttributeError):

@@ -8,7 +8,7 @@ import json
 import math
 from pathlib import Path
 
-from mechanex_jax.errors import expected
+from mechanex_jax.errors import StorageError, expected
 from mechanex_jax.loading import LoadedModel
 from mechanex_jax.progress import Report, silent
 from mechanex_jax.steering import methods
@@ -19,6 +19,7 @@ from mechanex_jax.steering.store import Store
 from mechanex_jax.steering.vector import SteeringVector, VectorError
 from mechanex_jax.storage.atomic import write_whole
 from mechanex_jax.validation import hint
+from mechanex_jax.warning import warn
 
 _RECIPE = 3  # counted up when the same data is to give other vectors
 FOLDER = Path(__file__).resolve().parent / "presets"
@@ -119,7 +120,7 @@ def load_or_make(
     path = store.folder / "presets" / f"{preset.name}-{key}.safetensors"
     try:
         return SteeringVector.from_bytes(path.read_bytes(), str(path))
-    except (FileNotFoundError, VectorError):  # not made yet, or spoiled: it can be made again
+    except (OSError, VectorError):  # not made yet, or spoiled: it can be made again
         pass
     answers = tokenize_data(loaded, data, chat=chat, ended=preset.ended and bool(loaded.tokenizer.eos_ids))
     result = methods.make(method.name, loaded, answers, layers, tokens=preset.tokens, report=report)
@@ -136,6 +137,8 @@ def load_or_make(
         metrics=result.metrics,
     )
     vector = calibrated(loaded, vector, report=report)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, vector.to_bytes(), replace=True)
+    try:
+        write_whole(path, vector.to_bytes(), replace=True)
+    except StorageError as error:
+        warn(f"The vector of preset {preset.name!r} is made again each time: {error}")
     return vector

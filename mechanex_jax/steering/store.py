@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.steering.vector import SteeringVector, VectorError
-from mechanex_jax.storage.atomic import sweep, write_whole
+from mechanex_jax.storage.atomic import remove, sweep, write_whole
 from mechanex_jax.storage.paths import data_folder
 from mechanex_jax.warning import warn
 
@@ -41,7 +41,6 @@ class Store:
     def add(self, vector: SteeringVector) -> str:
         """Keep a vector; returns its new id."""
         content = vector.to_bytes()
-        self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         while True:
             id = f"sv_{secrets.token_hex(4)}"
@@ -53,13 +52,15 @@ class Store:
 
         Raises:
           ArgumentError: there is none; the message lists those there are.
-          VectorError: its file is corrupt; it stays where it is.
+          VectorError: its file is corrupt or cannot be read; it stays where it is.
         """
         path = self._path(id)
         try:
             content = path.read_bytes()
         except FileNotFoundError:
             raise self._unknown(id) from None
+        except OSError as error:
+            raise VectorError(f"{path}: cannot be read ({error.strerror or error}). Delete it, or check its rights.") from error
         return SteeringVector.from_bytes(content, str(path))
 
     def items(self) -> Iterator[tuple[str, SteeringVector]]:
@@ -82,7 +83,7 @@ class Store:
           ArgumentError: there is none of this id.
         """
         try:
-            self._path(id).unlink()
+            remove(self._path(id))
         except FileNotFoundError:
             raise self._unknown(id) from None
 

@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from mechanex_jax import edits
 from mechanex_jax.errors import ArgumentError, MechanexError, Verbatim, expected
 from mechanex_jax.loading import LoadedModel
+from mechanex_jax.storage.json_values import parse_json
 
 _KEY, _FORMAT = "mechanex_jax.steering", 1
 Metrics: TypeAlias = Mapping[str, Sequence[float]]
@@ -155,7 +156,7 @@ class SteeringVector:
         from safetensors.numpy import load
 
         try:
-            record = json.loads(metadata(content)[_KEY])
+            record = parse_json(metadata(content)[_KEY])
             tensors = load(content)
             if record["format"] != _FORMAT:
                 raise ValueError(f"format {record['format']!r}, which this version does not know")
@@ -169,7 +170,7 @@ class SteeringVector:
             if tensors["vectors"].shape[0] != len(layers):
                 raise ValueError(f"{len(layers)} layers and vectors of shape {tensors['vectors'].shape}")
             return cls(tensors["vectors"], layers, perceptron=perceptron, **{name: record[name] for name in fields})
-        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise VectorError(
                 f"{where}: got {error!r}; expected a steering vector as this library writes it. The file is corrupt or of "
                 "another kind: delete it, or put a copy in its place."
@@ -190,7 +191,7 @@ def metadata(content: bytes) -> dict[str, str]:
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > len(content) - 8:
         raise ValueError(f"{len(content)} bytes, which is no whole safetensors file")
-    return json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+    return parse_json(content[8 : 8 + length]).get("__metadata__") or {}
 
 
 def _digest(tensors: Mapping[str, np.ndarray]) -> str:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from mechanex_jax.errors import StorageError
+
 _TEMPORARY = ".tmp-"
 _unfinished: set[Path] = set()
 _STALE = 24 * 3600  # seconds after which a temporary file's writer is taken for dead
@@ -54,7 +56,35 @@ def write_whole(path: Path, content: bytes, *, replace: bool, durable: bool = Tr
 
     Returns:
       False, and nothing changed, if there was a file and it was not to be replaced.
+
+    Raises:
+      StorageError: the disk is full, a folder cannot be made or written, or the like; nothing changed then.
     """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _write_whole(path, content, replace, durable)
+    except OSError as error:
+        raise StorageError(
+            f"{path} cannot be written ({error.strerror or error}). Check the space and the rights of its folder."
+        ) from error
+
+
+def remove(path: Path) -> None:
+    """Remove a file.
+
+    Raises:
+      FileNotFoundError: there is none.
+      StorageError: it cannot be removed.
+    """
+    try:
+        path.unlink()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{path} cannot be removed ({error.strerror or error}). Check the rights of its folder.") from error
+
+
+def _write_whole(path: Path, content: bytes, replace: bool, durable: bool) -> bool:
     with temporary_file(path.parent / f"{_TEMPORARY}{secrets.token_hex(8)}") as temporary:
         with open(temporary, "xb") as file:
             file.write(content)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypedDict, TypeGuard
 
 from mechanex_jax.errors import MechanexError, Verbatim, expected
-from mechanex_jax.storage.atomic import sweep, write_whole
-from mechanex_jax.storage.json_values import plain
+from mechanex_jax.storage.atomic import remove, sweep, write_whole
+from mechanex_jax.storage.json_values import parse_json, plain
 from mechanex_jax.storage.paths import data_folder
 from mechanex_jax.warning import warn
 
@@ -86,6 +86,7 @@ class JsonStore:
 
         Raises:
           ArgumentError: an id that is no plain name, or a part that JSON cannot hold.
+          StorageError: the disk is full, or the like.
         """
         if id is not None and not _usable(id):
             raise expected(
@@ -94,7 +95,6 @@ class JsonStore:
         if not isinstance(record, Mapping):
             raise expected(self._noun, record, "a mapping")
         content = plain(self._noun, record)
-        self.folder.mkdir(parents=True, exist_ok=True)
         sweep(self.folder)
         if id is not None:
             write_whole(self._path(id), self._bytes(content, id, self._created(id)), replace=True)
@@ -139,7 +139,7 @@ class JsonStore:
         if not _usable(id):
             raise self._unknown(id)
         try:
-            self._path(id).unlink()
+            remove(self._path(id))
         except FileNotFoundError:
             raise self._unknown(id) from None
 
@@ -160,10 +160,10 @@ class JsonStore:
     def _read(self, id: str) -> _Envelope:
         path = self._path(id)
         try:
-            envelope = json.loads(path.read_bytes())
+            envelope = parse_json(path.read_bytes())
         except FileNotFoundError:
             raise
-        except (OSError, ValueError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise self._corrupt(path, str(error)) from None
         if not isinstance(envelope, dict) or not isinstance(envelope.get("record"), dict):
             raise self._corrupt(path, "it holds no record")

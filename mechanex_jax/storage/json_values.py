@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 from collections.abc import Mapping
-from typing import TypeAlias, TypeVar, overload
+from typing import Any, TypeAlias, TypeVar, overload
 
-from mechanex_jax.errors import expected
+from mechanex_jax.errors import Verbatim, expected
 
 JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
 """A value of which every part is one that JSON can hold."""
@@ -16,6 +17,18 @@ JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | flo
 K = TypeVar("K")
 V = TypeVar("V")
 T = TypeVar("T")
+
+
+def parse_json(content: str | bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+      ValueError: it is no JSON, no UTF-8, or nested more deeply than Python reads.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError:
+        raise json.JSONDecodeError("It is nested too deeply", "", 0) from None
 
 
 @overload
@@ -30,8 +43,16 @@ def plain(name: str, value: object) -> JsonValue:
       value: mappings (their keys become strings), lists, tuples, scalars, and arrays of any library (what has `tolist`).
 
     Raises:
-      ArgumentError: a part that JSON cannot hold, by its place; or two keys that become the same string.
+      ArgumentError: a part that JSON cannot hold, by its place; two keys that become the same string; or parts within parts
+        without end.
     """
+    try:
+        return _plain(name, value)
+    except RecursionError:
+        raise expected(name, Verbatim("parts within parts, hundreds deep"), "a value with an end") from None
+
+
+def _plain(name: str, value: object) -> JsonValue:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, numbers.Integral):
@@ -47,12 +68,12 @@ def plain(name: str, value: object) -> JsonValue:
                 raise expected(name, key, "keys that are strings or whole numbers")
             if str(key) in result:
                 raise expected(name, key, f"one value for the key {str(key)!r}")
-            result[str(key)] = plain(f"{name}.{key}", part)
+            result[str(key)] = _plain(f"{name}.{key}", part)
         return result
     if isinstance(value, (list, tuple)):
-        return [plain(f"{name}[{index}]", part) for index, part in enumerate(value)]
+        return [_plain(f"{name}[{index}]", part) for index, part in enumerate(value)]
     if (to_list := getattr(value, "tolist", None)) is not None:
-        return plain(name, to_list())
+        return _plain(name, to_list())
     raise expected(name, value, "something that JSON can hold: a dict, list, string, number, True, False or None")
 
 

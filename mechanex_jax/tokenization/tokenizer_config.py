@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from mechanex_jax.checkpoint_fields import FLAG, OBJECT, Fields, JsonObject, Kind
 from mechanex_jax.errors import CheckpointError
+from mechanex_jax.storage.json_values import parse_json
 
 if TYPE_CHECKING:
     from tokenizers import AddedToken
@@ -255,8 +256,8 @@ def json_object(path: Path) -> JsonObject:
     if not path.is_file():
         return {}
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        content = parse_json(path.read_bytes())
+    except ValueError as error:
         raise CheckpointError(f"{path} is not JSON ({error}); the file is corrupt: fetch the model again.") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: got {type(content).__name__}; expected a JSON object. Fetch the model again.")
