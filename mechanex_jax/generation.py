@@ -11,6 +11,7 @@ import inspect
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
@@ -122,8 +123,8 @@ class Generation:
         loaded = self.session.local_model(model)
         spec = loaded.model.spec
         user = None if transform is None else chain(transform), check(edits, spec.layers, spec.width)
-        rounds = [config.needs_policy for config in configs]
-        once, through = ([row for row, needed in enumerate(rounds) if needed is wanted] for wanted in (False, True))
+        routed = list(map(attrgetter("needs_policy"), configs))
+        once, through = ([row for row, needed in enumerate(routed) if needed is wanted] for wanted in (False, True))
         own_columns = _columns(once, prompts, configs, seeds, names)
         requests = dict(zip(once, self.steering.requests(loaded).build_all(*own_columns), strict=True))
         runner = None

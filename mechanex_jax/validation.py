@@ -14,7 +14,7 @@ from mechanex_jax.errors import expected
 
 Check = Callable[[str, object], None]
 _DEEPEST = 200  # Python ends recursion at 1,000 calls
-_HALF = "It has half of a surrogate pair: decode the input properly."
+HALF_OF_A_PAIR = "It has half of a surrogate pair: decode the input properly."
 
 
 _SMALLEST, _LARGEST = (float(limit) for limit in (np.finfo(np.float32).tiny, np.finfo(np.float32).max))
@@ -110,7 +110,7 @@ def check_utf8(name: str, value: object) -> None:
         part = parts.pop()
         if isinstance(part, str):
             if not part.isascii() and any("\ud800" <= c <= "\udfff" for c in part):
-                raise expected(name, part, "text that UTF-8 can hold", _HALF)
+                raise expected(name, part, "text that UTF-8 can hold", HALF_OF_A_PAIR)
         elif isinstance(part, (Mapping, list, tuple)) and id(part) not in seen:
             seen.add(id(part))
             parts.extend(part)

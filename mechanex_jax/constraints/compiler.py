@@ -14,7 +14,6 @@ from mechanex_jax.constraints.sources import JsonOptions
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.storage.paths import cache_folder
 from mechanex_jax.tokenization.vocabulary import Vocabulary
-from mechanex_jax.validation import check_utf8
 
 if TYPE_CHECKING:
     from mechanex_jax.tokenization.tokenizer import Tokenizer
@@ -44,7 +43,6 @@ def _json_schema(source: object, options: JsonOptions) -> Source:
     from mechanex_jax.constraints import json_schema
 
     read = sources.read_schema(source)
-    check_utf8("json_schema", read.schema)
     json_schema.warn_of_misspelt(read.schema)
     closed = read.closed if options.closed is None else options.closed
     options = dataclasses.replace(options, closed=closed)

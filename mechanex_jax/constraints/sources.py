@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from mechanex_jax.errors import ConstraintError, expected
 from mechanex_jax.storage.json_values import JsonValue, parse_json
-from mechanex_jax.validation import check_utf8
+from mechanex_jax.validation import HALF_OF_A_PAIR, check_utf8
 
 Schema: TypeAlias = "bool | Mapping[str, JsonValue]"
 
@@ -101,7 +101,10 @@ def _refusal(name: str, got: object, wanted: str, action: str = "Give the schema
 
 def _plain(schema: object, name: str) -> Schema:
     try:
-        plain = json.loads(json.dumps(dict(schema) if isinstance(schema, Mapping) else schema, allow_nan=False))
+        text = json.dumps(dict(schema) if isinstance(schema, Mapping) else schema, allow_nan=False, ensure_ascii=False)
+        plain = json.loads(text.encode())
+    except UnicodeEncodeError:
+        raise _refusal(name, schema, "text that UTF-8 can hold", HALF_OF_A_PAIR) from None
     except (TypeError, ValueError, RecursionError) as error:
         raise _refusal(name, schema, f"{SCHEMAS} that can be written as JSON ({error})") from None
     if not isinstance(plain, dict | bool):

@@ -159,7 +159,8 @@ class Batch:
 
     def detokenizer(self, row: int) -> Detokenizer:
         """A fresh detokenizer with the stop strings of a row."""
-        return Detokenizer(self.loaded.tokenizer.vocabulary.join, self.requests[row].config.stops)
+        config = self.requests[row].config
+        return Detokenizer(self.loaded.tokenizer.vocabulary.join, config.stops if config.stop else ())
 
 
 def _padded(rows: int, size: int) -> list[int]:

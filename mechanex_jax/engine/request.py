@@ -134,9 +134,12 @@ def _tokens(loaded: LoadedModel, prompt: Prompt, config: GenerationConfig, name:
     """The prompt as this model spells it, checked against what the model can read."""
     if not isinstance(prompt, str) and not (config.chat and isinstance(prompt, list)):
         raise expected(name, prompt, "a string (with chat=True also a list of messages)")
-    check_utf8(name, prompt)
     tokenizer, spec = loaded.tokenizer, loaded.model.spec
-    tokens = tokenizer.encode_chat(prompt) if config.chat else tokenizer.encode(str(prompt))
+    if config.chat:
+        check_utf8(name, prompt)
+        tokens = tokenizer.encode_chat(prompt)
+    else:
+        tokens = tokenizer.encode(str(prompt), name=name)
     if not tokens and tokenizer.bos_id is not None:
         tokens = [tokenizer.bos_id]
     if not tokens:

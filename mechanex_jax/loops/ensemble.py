@@ -23,8 +23,8 @@ from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.loops.begin import begin
 from mechanex_jax.loops.carry import Carry, DecodeResult, FinishReason, Program, result
 from mechanex_jax.loops.chunks import advance
-from mechanex_jax.loops.inputs import IntPerRow, RowKeys, TokenIds, Tokens, decode_inputs
-from mechanex_jax.loops.language_model import LanguageModel, LogitsOf, ModelCache, ModelHandle, ModelSpec, logits_of, unwrap
+from mechanex_jax.loops.inputs import IntPerRow, RowKeys, TokenIds, Tokens, decode_inputs, unwrap
+from mechanex_jax.loops.language_model import LanguageModel, LogitsOf, ModelCache, ModelHandle, ModelSpec, logits_of
 from mechanex_jax.loops.step import append, current_step, decode_chunk, read_last, run_steps
 from mechanex_jax.loops.stop_strings import StopTable
 from mechanex_jax.loops.voting import VOTING, Weights, check_voting, normalized, vote

@@ -14,8 +14,8 @@ from jaxtyping import Float, Float32, Int32, Integer
 from mechanex_jax import rows
 from mechanex_jax.edits import SITES, Edit, Edits, check
 from mechanex_jax.errors import expected
-from mechanex_jax.loops.inputs import Tokens, Whole
-from mechanex_jax.loops.language_model import LanguageModel, ModelHandle, logits_of, unwrap
+from mechanex_jax.loops.inputs import Tokens, Whole, unwrap
+from mechanex_jax.loops.language_model import LanguageModel, ModelHandle, logits_of
 from mechanex_jax.rows import Array
 from mechanex_jax.xla import relieve_mappings
 

@@ -14,7 +14,7 @@ from jaxtyping import Int32, Integer, Key, UInt32
 
 from mechanex_jax.edits import Edit, Edits, check
 from mechanex_jax.errors import Verbatim, expected
-from mechanex_jax.loops.language_model import LanguageModel, ModelHandle, unwrap
+from mechanex_jax.loops.language_model import LanguageModel, ModelHandle
 from mechanex_jax.loops.prefill import bucket, prefill_positions
 from mechanex_jax.loops.stop_strings import StopTable
 from mechanex_jax.rows import Array
@@ -71,6 +71,11 @@ class DecodeInputs:
     key: RowKeys
     max_new: Int32[np.ndarray, " B"]
     eos_ids: Int32[np.ndarray, " E"]
+
+
+def unwrap(model: LanguageModel | ModelHandle) -> LanguageModel:
+    """The model itself, of a handle too."""
+    return model.model if isinstance(model, ModelHandle) else model
 
 
 def refuse_traced(*trees: object) -> None:

@@ -115,11 +115,6 @@ class ModelHandle(Protocol):
     def model(self) -> LanguageModel: ...
 
 
-def unwrap(model: LanguageModel | ModelHandle) -> LanguageModel:
-    """The model itself, of a handle too."""
-    return model.model if isinstance(model, ModelHandle) else model
-
-
 def logits_of(output: ExtendOutput) -> Float32[jax.Array, "B *S V"]:
     """The logits of a call that asked for them."""
     assert output.logits is not None, 'the model was called with logits="none"'

@@ -18,8 +18,8 @@ from jaxtyping import Float32, Int32, Integer, Num
 from mechanex_jax import rows
 from mechanex_jax.edits import Edit, Edits, compose
 from mechanex_jax.errors import expected
-from mechanex_jax.loops.inputs import IntPerRow, Number, Tokens, Whole
-from mechanex_jax.loops.language_model import LanguageModel, ModelCache, ModelHandle, logits_of, unwrap
+from mechanex_jax.loops.inputs import IntPerRow, Number, Tokens, Whole, unwrap
+from mechanex_jax.loops.language_model import LanguageModel, ModelCache, ModelHandle, logits_of
 from mechanex_jax.loops.prefill import bucket
 from mechanex_jax.loops.voting import Weights, check_voting, normalized
 from mechanex_jax.rows import Array

@@ -14,8 +14,8 @@ from mechanex_jax.edits import Edits, compose
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.loops.begin import carry_of
 from mechanex_jax.loops.carry import Program
-from mechanex_jax.loops.inputs import EOS_SLOTS, SMALLEST_CAPACITY, AnyKeys, TokenIds, typed_keys
-from mechanex_jax.loops.language_model import LanguageModel, ModelHandle, unwrap
+from mechanex_jax.loops.inputs import EOS_SLOTS, SMALLEST_CAPACITY, AnyKeys, TokenIds, typed_keys, unwrap
+from mechanex_jax.loops.language_model import LanguageModel, ModelHandle
 from mechanex_jax.loops.prefill import bucket, chunk_sizes, prefill_positions
 from mechanex_jax.loops.step import decode_step, run_steps
 from mechanex_jax.loops.stop_strings import StopTable

@@ -75,18 +75,19 @@ class Tokenizer:
     def __repr__(self) -> str:
         return f"Tokenizer({self.size:,} ids, eos {', '.join(map(str, self.eos_ids)) or 'none'})"
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, name: str = "text") -> list[int]:
         """The ids of a text.
 
         Args:
           text: any text; special tokens written out in it become their ids.
           add_special_tokens: whether BOS and the like are put around it, where `tokenizer.json`'s post-processor does.
             It alone decides, as in transformers: `add_bos_token` of `tokenizer_config.json` changes nothing.
+          name: what an error calls the text.
 
         Raises:
           ArgumentError: no string, or one with half of a surrogate pair.
         """
-        check_text("text", text)
+        check_text(name, text)
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def encode_chat(self, messages: chat.Messages) -> list[int]:
