@@ -27,8 +27,9 @@ def default_template(stored: object) -> str | None:
     Raises:
       CheckpointError: it holds something else.
     """
-    several = isinstance(stored, list) and all(isinstance(item, dict) and "template" in item for item in stored)
-    template = next((x["template"] for x in stored if x.get("name") == "default"), None) if several else stored
+    template: object = stored
+    if isinstance(stored, list) and all(isinstance(item, dict) and "template" in item for item in stored):
+        template = next((item["template"] for item in stored if item.get("name") == "default"), None)
     if not isinstance(template, str | None):
         raise CheckpointError(
             f"tokenizer_config.json: got chat_template {shown(stored)}; expected a text, or a list of objects with name and "

@@ -108,6 +108,8 @@ VALUES = {
     "vast id": (_far_token, "got ids up to 4,294,967,294"),
     "a named token that is a number": (_set("tokenizer_config.json", eos_token=3), "got the token 3"),
     "a named token without content": (_set("tokenizer_config.json", eos_token={"id": 3}), "got the token"),
+    "a chat template that is a number": (_set("tokenizer_config.json", chat_template=3), "got chat_template 3"),
+    "chat templates without names": (_set("tokenizer_config.json", chat_template=["a", 3]), "got chat_template"),
     "a decoder that is not one": (_set_decoder({"type": "ByteLevel"}), "decoder|cannot be read"),
 }
 

@@ -119,8 +119,9 @@ GRAMMARS = [
     "regex:a+b", 'root ::= a\na ::= b\nb ::= a', 'start: expr\n?expr: expr "+" term | term\nterm: "x" | "(" expr ")"',
     'start{x}: x\n%declare Z', 'root ::= ("a" | "b")? ("c" (root)?)',
 ]  # fmt: skip
-PIECES = ["root ::= ", "start: ", '"a"', "[a-z]", "(", ")", "*", "+", "?", "{2}", "{1,99999999}", "|", "\n", "/a/", "/[/", "~3", "%ignore",
-          "%import common.WORD", "root", "x", "::=", ":", "#", '"\\', "'b'", "~1..9999", "regex:", "é", "\0", "->", "!", "\ud800"]  # fmt: skip
+PIECES = ["root ::= ", "start: ", '"a"', "[a-z]", "(", ")", "*", "+", "?", "{2}", "{1,99999999}", "|", "\n", "/a/", "/[/",
+          "~3", "%ignore", "%import common.WORD", "root", "x", "::=", ":", "#", '"\\', "'b'", "~1..9999", "regex:", "é",
+          "\0", "->", "!", "\ud800"]  # fmt: skip
 
 
 def _schema(rng: Random) -> Any:

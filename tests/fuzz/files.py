@@ -27,7 +27,8 @@ from .values import damaged, dumped, mutated, wild
 JSON_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "generation_config.json", "config.json")
 TEMPLATES = [
     "{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}", "{% for i in range(10**9) %}x{% endfor %}",
-    "{{ 'a'.center(10**9) }}", "{{ lipsum(10000) }}", "{{ messages[0]['nothing'].at }}", "{{ 'a' * 10**9 }}", "{{ 2 ** 10**7 }}",
+    "{{ 'a'.center(10**9) }}", "{{ lipsum(10000) }}", "{{ messages[0]['nothing'].at }}", "{{ 'a' * 10**9 }}",
+    "{{ 2 ** 10**7 }}",
     "{% macro f(n) %}{{ f(n) }}{% endmacro %}{{ f(1) }}", "{{ raise_exception('no') }}", "{{ ''.__class__.__mro__ }}",
 ]  # fmt: skip
 

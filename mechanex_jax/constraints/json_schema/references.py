@@ -194,13 +194,13 @@ class Documents:
             if word not in place or word not in place.dialect.keywords:
                 continue
             target = place.get(word)
-            if not isinstance(target, str | bool):  # draft 4 leaves it open
+            if not isinstance(target, str) and word != "$recursiveRef":  # draft 4 leaves it open
                 raise ConstraintError(f"{word} at {place.path} is {shown(target)}, which is not a text. Correct it there.")
             try:
                 if word == "$recursiveRef":
                     resolved = referencing.jsonschema.lookup_recursive_ref(place.resolver)
                 else:
-                    resolved = place.resolver.lookup(target)
+                    resolved = place.resolver.lookup(str(target))
             except (referencing.exceptions.Unresolvable, referencing.exceptions.NoSuchAnchor, KeyError, ValueError) as error:
                 raise ConstraintError(
                     f"{word} at {place.path} leads nowhere: {target!r} ({type(error).__name__}). Only this document and the "
