@@ -46,7 +46,9 @@ class Tokenizer:
 
         try:
             self._backend = tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # the library raises bare Exceptions
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # the library raises bare Exceptions, and its panics are not even those
             raise CheckpointError(
                 f"tokenizer.json cannot be read ({error}); expected a file of the tokenizers library. Fetch the model again."
             ) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import decimal
 import fractions
@@ -18,7 +17,8 @@ NUMBERS = (
 )  # fmt: skip
 TEXTS = [
     "", " ", "a", "he", "1", "-1", "true", "null", "nan", "default", "linear", "llama3", "silu", "top-p", "greedy", "all",
-    "prompt", "majority", "../x", "/", ".", "\0", "\n", "\ufffd", "\ud800", "a\udfffb", "é", "🙂" * 3, "{}", "[1", "{{ 7 * 7 }}",
+    "prompt", "majority", "../x", "/", ".", "\0", "\n", "\ufffd", "\ud800", "a\udfffb", "é", "🙂" * 3, "{}", "[1",
+    "{{ 7 * 7 }}",
     "{% for %}", "%s%n", "<s>", "</s>", "x" * 100_000, "[" * 5_000,
     "(" * 2_000, "9" * 5_000, "\\", "\\u", "a|b",
     ".*", "root ::= \"a\"",
@@ -110,9 +110,17 @@ def places(value: object, most: int = 2_000) -> list[tuple[Any, Any]]:
     return found
 
 
+def copied(value: Any) -> Any:
+    """A copy of a JSON value; of one that is too deep for that, a number."""
+    try:
+        return copy.deepcopy(value)
+    except RecursionError:
+        return 7
+
+
 def mutated(rng: Random, value: Any) -> Any:
     """A JSON value with one to three changes: something replaced, removed, added, or taken from elsewhere in it."""
-    holder = {"value": copy.deepcopy(value)}
+    holder = {"value": copied(value)}
     for _ in range(rng.choice([1, 1, 2, 3])):
         container, key = rng.choice(places(holder))
         kind = rng.randrange(8)
@@ -122,8 +130,7 @@ def mutated(rng: Random, value: Any) -> Any:
             container.pop(key)
         elif kind == 5:
             other, at = rng.choice(places(holder))
-            with contextlib.suppress(RecursionError):
-                container[key] = copy.deepcopy(other[at])
+            container[key] = copied(other[at])
         elif isinstance(container[key], dict):
             container[key][rng.choice(TEXTS[:24])] = wild(rng)
         elif isinstance(container[key], list):

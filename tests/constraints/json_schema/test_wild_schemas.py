@@ -22,6 +22,7 @@ REFUSED = {
     ),
     "no type, beside the keywords": ({"x": {"type": "aarry"}, "$ref": "#/x"}, "not a valid schema"),
     "a reference that is a number": ({"$ref": 3}, r"\$ref at # is 3"),
+    "a length beyond memory": ({"type": "string", "minLength": 10**30}, "minLength or maxLength is too large"),
     "a hundred levels": (nested(100), "nested too deeply"),
     "four hundred levels": (nested(400), "nested too deeply"),
 }
