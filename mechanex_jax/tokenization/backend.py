@@ -74,7 +74,9 @@ def build(content: str, config: Config) -> tuple[Tokenizer, dict[str, str]]:
         _add_tokens(backend, [token for _, token in sorted(tokens.items())], named, config)
     except CheckpointError:
         raise
-    except Exception as error:  # the library raises bare Exceptions
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises bare Exceptions, and its panics are not even those
         raise CheckpointError(
             f"tokenizer.json cannot be read ({error}); expected a file of the tokenizers library. Fetch the model again."
         ) from error

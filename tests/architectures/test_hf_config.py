@@ -117,7 +117,7 @@ WILD = {
     "num_key_value_heads": [0, -2, 1.5],
     "head_dim": [0, -16, 15],
     "max_position_embeddings": [1e12, 10**12, -1, float("nan"), float("inf")],
-    "rms_norm_eps": [float("nan"), float("inf"), -1e-5, "1e-5"],
+    "rms_norm_eps": [10**400, 1e308, float("nan"), float("inf"), -1e-5, "1e-5"],
     "eos_token_id": [2.5, -2, "2", [2, 2.5], True, 2**31],
     "bos_token_id": [2.5],
     "tie_word_embeddings": ["false", 0, None],

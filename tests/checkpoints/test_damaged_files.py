@@ -98,6 +98,13 @@ def _far_token(folder: Path) -> None:
     (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
 
 
+def _long_prefix(folder: Path) -> None:
+    """A model on which the tokenizers library panics: merged tokens would be shorter than the prefix to cut off."""
+    content = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+    content["model"]["continuing_subword_prefix"] = "x" * 5_000
+    (folder / "tokenizer.json").write_text(json.dumps(content), "utf-8")
+
+
 VALUES = {
     "fractional end": (_set("generation_config.json", eos_token_id=2.5), "eos_token_id: got 2.5"),
     "fractional end among others": (_set("generation_config.json", eos_token_id=[2, 2.5]), "eos_token_id: got"),
@@ -108,6 +115,9 @@ VALUES = {
     "vast id": (_far_token, "got ids up to 4,294,967,294"),
     "a named token that is a number": (_set("tokenizer_config.json", eos_token=3), "got eos_token 3"),
     "a named token without content": (_set("tokenizer_config.json", eos_token={"id": 3}), "got eos_token"),
+    "a chat template that is a number": (_set("tokenizer_config.json", chat_template=3), "got chat_template 3"),
+    "chat templates without names": (_set("tokenizer_config.json", chat_template=["a", 3]), "got chat_template"),
+    "a prefix longer than its tokens": (_long_prefix, "tokenizer.json cannot be read"),
     "a decoder that is not one": (_set_decoder({"type": "ByteLevel"}), "decoder|cannot be read"),
 }
 

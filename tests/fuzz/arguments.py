@@ -176,10 +176,14 @@ def _read_policy(policy: Any) -> None:
 
 FIELDS = sorted(field.name for field in dataclasses.fields(GenerationConfig))
 
+
+def _fields(rng: Random) -> dict[str, Any]:
+    """Values of one or two fields."""
+    return {name: _value(rng, name) for name in rng.sample(FIELDS, rng.choice([1, 2]))}
+
+
 TARGETS = {
-    "generation_config": Target(
-        lambda rng: {name: _value(rng, name) for name in rng.sample(FIELDS, rng.choice([1, 2]))}, _configure
-    ),
+    "generation_config": Target(_fields, _configure),
     "generate_arguments": Target(_wild_arguments, _ask, seconds=20.0),
     "generate": Target(_right_arguments, _decode, seconds=90.0),
     "policy": Target(_policy, _read_policy),

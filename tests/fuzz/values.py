@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import decimal
 import fractions
@@ -128,8 +127,7 @@ def foreign(rng: Random) -> Any:
             lambda: np.zeros(rng.choice([(), (0,), (1,), (3,), (2, 2)])),
             lambda: np.array(["a", None], object),
             lambda: rng.choice([object(), int, len, ..., NotImplemented, Random, TEXTS.append]),
-            lambda: rng.choice([b"bytes", bytearray(b"a"), {1, 2}, frozenset("ab"), range(5), range(10**12), 1j]),
-            lambda: slice(1, None),
+            lambda: rng.choice([b"bytes", bytearray(b"a"), {1, 2}, frozenset("ab"), range(10**12), 1j, slice(1, None)]),
             lambda: rng.choice([decimal.Decimal("0.5"), decimal.Decimal("sNaN"), fractions.Fraction(1, 3)]),
             lambda: (wild(rng), wild(rng)),
             lambda: iter([1, 2]),
@@ -166,9 +164,17 @@ def places(value: object, most: int = 2_000) -> list[tuple[Any, Any]]:
     return found
 
 
+def copied(value: Any) -> Any:
+    """A copy of a JSON value; of one that is too deep for that, a number."""
+    try:
+        return copy.deepcopy(value)
+    except RecursionError:
+        return 7
+
+
 def mutated(rng: Random, value: Any) -> Any:
     """A JSON value with one to three changes: something replaced, removed, added, or taken from elsewhere in it."""
-    holder = {"value": copy.deepcopy(value)}
+    holder = {"value": copied(value)}
     for _ in range(rng.choice([1, 1, 2, 3])):
         container, key = rng.choice(places(holder))
         kind = rng.randrange(8)
@@ -178,8 +184,7 @@ def mutated(rng: Random, value: Any) -> Any:
             container.pop(key)
         elif kind == 5:
             other, at = rng.choice(places(holder))
-            with contextlib.suppress(RecursionError):
-                container[key] = copy.deepcopy(other[at])
+            container[key] = copied(other[at])
         elif isinstance(container[key], dict):
             container[key][rng.choice(TEXTS[:24])] = wild(rng)
         elif isinstance(container[key], list):

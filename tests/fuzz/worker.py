@@ -15,7 +15,7 @@ from random import Random
 
 from .target import Target
 
-MEMORY = 4 << 30  # bytes of address space that the cases may add
+MEMORY = 8 << 30  # bytes of address space that the cases may add
 
 
 def _limit_memory() -> None:

@@ -200,7 +200,7 @@ class Documents:
                 if word == "$recursiveRef":
                     resolved = referencing.jsonschema.lookup_recursive_ref(place.resolver)
                 else:
-                    resolved = place.resolver.lookup(target)
+                    resolved = place.resolver.lookup(str(target))
             except (referencing.exceptions.Unresolvable, referencing.exceptions.NoSuchAnchor, KeyError, ValueError) as error:
                 raise ConstraintError(
                     f"{word} at {place.path} leads nowhere: {target!r} ({type(error).__name__}). Only this document and the "

@@ -100,8 +100,7 @@ class Strings:
         if texts:
             yield literals({leaf.args[1]: i for i, leaf in enumerate(texts)}), lambda i: texts[i : i + 1] if i >= 0 else ()
         if lengths or not leaves:
-            self.limits.meter("A bound on the length of a string")(max((leaf.args[1] for leaf in lengths), default=0))
-            yield _thresholds([leaf.args[1] for leaf in lengths]), lambda count: lengths[: max(count, 0)]
+            yield _thresholds([leaf.args[1] for leaf in lengths], self.limits), lambda count: lengths[: max(count, 0)]
         for leaf in leaves:
             if leaf.args[0] in ("pattern", "format"):
                 yield self.automaton(leaf), lambda label, leaf=leaf: (leaf,) if label >= 0 else ()
@@ -122,10 +121,11 @@ def _classify_texts(leaves: Sequence[Formula], decide: Decision[Outcome]) -> Cla
     return Classifier(dfa, labels.outcomes)
 
 
-def _thresholds(bounds: Sequence[int]) -> CharDfa:
+def _thresholds(bounds: Sequence[int], limits: CompileLimits) -> CharDfa:
     """Every string; the label is how many of the ascending bounds its length reaches."""
     dfa = length(0, None)
     last = bounds[-1] if bounds else 0
+    limits.meter("A bound on the length of a string")(last)
     table = np.zeros((last + 2, dfa.next.shape[1]), np.int32)
     table[1:, 1] = np.minimum(np.arange(2, last + 3), last + 1)
     label = np.array([-1, *(bisect.bisect_right(bounds, n) for n in range(last + 1))], np.int16)

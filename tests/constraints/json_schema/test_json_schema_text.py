@@ -7,6 +7,7 @@ import json
 import pytest
 
 from mechanex_jax.constraints.compiler import FRONT_ENDS
+from mechanex_jax.constraints.sources import JsonOptions
 from mechanex_jax.errors import ArgumentError
 
 HALF = "a\ud800"
@@ -25,5 +26,5 @@ SCHEMAS = {
 def test_half_of_a_surrogate_pair_is_refused(name: str, as_text: bool) -> None:
     schema = json.dumps(SCHEMAS[name]) if as_text else SCHEMAS[name]
     with pytest.raises(ArgumentError, match=r"json_schema: got .*half of a surrogate pair"):
-        FRONT_ENDS["json_schema"](schema, False)
-    FRONT_ENDS["json_schema"](json.dumps(SCHEMAS[name]).replace("\\ud800", ""), False)
+        FRONT_ENDS["json_schema"](schema, JsonOptions())
+    FRONT_ENDS["json_schema"](json.dumps(SCHEMAS[name]).replace("\\ud800", ""), JsonOptions())
