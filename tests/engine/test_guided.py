@@ -172,7 +172,7 @@ WRONG = [
     ({"grammar": 'root ::= a "x"'}, ("'a'",)),
     ({"grammar": "root ::= root"}, ("root",)),
     ({"json_schema": {}, "regex_pattern": "a"}, ("json_schema and regex_pattern",)),
-    ({"sampling_method": "guided-generation"}, ("json_schema, regex_pattern or grammar",)),
+    ({"sampling_method": "guided-generation"}, ("json_schema, regex_pattern, grammar or choices",)),
     ({"json_schema": 3}, ("json_schema",)),
     ({"regex_pattern": 3}, ("regex_pattern",)),
     ({"sampling_method": "constrained-beam-search", "beam_width": 0}, ("beam_width",)),

@@ -320,7 +320,7 @@ def test_what_the_model_cannot_do_is_refused_before_anything_is_decoded(loaded):
     policies = services(undecodable(loaded)).policy
     for words, arguments in {
         "steering_vector": {"search_space": {"steering.vector": [None, {"3": [1.0]}]}},
-        "json_schema, regex_pattern or grammar": {"search_space": {"sampling.method": ["guided-generation"]}},
+        "json_schema, regex_pattern, grammar or choices": {"search_space": {"sampling.method": ["guided-generation"]}},
         "max_trials": {"max_trials": 0},
         "max_new_tokens": {"max_new_tokens": 0},
         "seed": {"seed": -1},

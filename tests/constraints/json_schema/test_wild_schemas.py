@@ -18,11 +18,11 @@ def nested(levels: int) -> dict[str, object]:
 REFUSED = {
     "a type without hash, behind a reference": (
         {"$defs": {"n": {"type": [[], "x"]}}, "$ref": "#/$defs/n"},
-        "not a valid schema",
+        "which is not a schema",
     ),
-    "no type, beside the keywords": ({"x": {"type": "aarry"}, "$ref": "#/x"}, "not a valid schema"),
+    "no type, beside the keywords": ({"x": {"type": "aarry"}, "$ref": "#/x"}, "which is not a schema"),
     "a reference that is a number": ({"$ref": 3}, r"\$ref at # is 3"),
-    "a length beyond memory": ({"type": "string", "minLength": 10**30}, "minLength or maxLength is too large"),
+    "a length beyond memory": ({"type": "string", "minLength": 10**30}, "minLength at # cannot be held exactly"),
     "a hundred levels": (nested(100), "nested too deeply"),
     "four hundred levels": (nested(400), "nested too deeply"),
 }
