@@ -182,7 +182,7 @@ def activations(hf: Any, tokens: Any) -> dict[str, np.ndarray]:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """A byte-level BPE of about 300 tokens beside a model; it needs a vocabulary of 320."""
+    """A byte-level BPE of about 300 tokens beside a model, without special tokens; it needs a vocabulary of 320."""
     backend = tokenizers.Tokenizer(tokenizers.models.BPE())
     backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = tokenizers.decoders.ByteLevel()
@@ -190,3 +190,5 @@ def save_tokenizer(folder: Path) -> None:
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
     backend.train_from_iterator(["the future of artificial intelligence is in the hands of the users"] * 9, trainer)
     backend.save(str(folder / "tokenizer.json"))
+    # Of no class that has special tokens of its own, as GPT2's has, which transformers takes for a model of GPT-2.
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
