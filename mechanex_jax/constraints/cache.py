@@ -27,7 +27,7 @@ from mechanex_jax.constraints.token_index import build
 from mechanex_jax.storage.atomic import write_whole
 from mechanex_jax.tokenization.vocabulary import Vocabulary
 
-FORMAT = 3  # raise it whenever tables change, or what a front end makes of a text
+FORMAT = 4  # raise it whenever tables change, or what a front end makes of a text
 MEMORY_BYTES, DISK_BYTES = 256 << 20, 1 << 30
 _SUFFIX = ".safetensors"
 _CHECKSUM = re.compile(rb'"checksum":"([0-9a-f]{8})"')
