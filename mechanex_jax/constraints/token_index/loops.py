@@ -36,7 +36,14 @@ class Loops:
 
     @classmethod
     def of(cls, moves: Moves, leaving: np.ndarray) -> Loops:
-        """The loops of an automaton; `leaving`, bool [S], are the states at which a frame may be left."""
+        """The loops of an automaton; `leaving`, bool [S], are the states at which a frame may be left.
+
+        None where strings must be distinct: what a token's end at a state costs is then not decided by what the state reads.
+        """
+        size = len(moves.target)
+        if np.any(moves.pushdown.boundary != np.arange(size)):
+            none = np.zeros(size, np.int64)
+            return cls(none, none.astype(np.uint64), none)
         weight = np.bincount(moves.pushdown.classes, minlength=moves.target.shape[1])
         home = _homes(moves, weight)
         return cls(home, _kinds(moves, home, leaving), _bases(moves, weight, home))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import machines
 import numpy as np
 import pytest
@@ -31,6 +33,11 @@ PUSHDOWNS = {
 }  # fmt: skip
 
 
+def without_distinct_strings(pushdown):
+    """Where strings must be distinct no walk is shared; without that, these automata have all kinds of loops."""
+    return dataclasses.replace(pushdown, boundary=np.arange(len(pushdown.boundary), dtype=np.int32))
+
+
 def read(built: tables.Tables) -> list:
     """For each state what its tables say, however rows, blocks and suffixes are numbered."""
     labels = built.distance.shape[1]
@@ -53,7 +60,7 @@ def read(built: tables.Tables) -> list:
 
 @pytest.mark.parametrize("name", PUSHDOWNS)
 def test_shared_walks_give_what_walks_state_by_state_give(monkeypatch, name):
-    pushdown = PUSHDOWNS[name]()
+    pushdown = without_distinct_strings(PUSHDOWNS[name]())
     shared = tables.build(pushdown, VOCABULARY, eos_ids=[0])
     none = np.zeros(len(pushdown.label), np.int64)
     monkeypatch.setattr(byte_classes.Loops, "of", lambda moves, leaving: Loops(none, none.astype(np.uint64), none))
@@ -61,7 +68,7 @@ def test_shared_walks_give_what_walks_state_by_state_give(monkeypatch, name):
 
 
 def test_the_table_has_loops_detours_and_states_that_are_almost_loops():
-    pushdown = PUSHDOWNS["an open object"]()
+    pushdown = without_distinct_strings(PUSHDOWNS["an open object"]())
     loops = Loops.of(Moves.of(pushdown), np.zeros(len(pushdown.label), bool))
     states = np.arange(len(pushdown.label))
     assert (loops.home == states).sum() > 1 and (loops.home > 0).sum() > 10 and (loops.base > 0).sum() > 5
