@@ -187,8 +187,10 @@ def check(constraint: CompiledConstraint, start, token_bytes: list[bytes], examp
         only_here = [token for token in only_here if not left_out(text + token)]
         only_there = [token_bytes[token] for token in np.setdiff1d(there, here)]
         if len(constraint.pushdown.boundary) and constraint.pushdown.distinct_ends.any():
-            # A key that must be new ends with the first byte of a token, never behind others (see `automata.pushdown`).
-            only_there = [token for token in only_there if b'"' not in token[1:]]
+            # A key that must be new has one spelling, without \\u, and ends with the first byte of a token, never behind others
+            # (see `automata.pushdown`).
+            escaped = [b"\\u" in text[-1:] + token for token in only_there]
+            only_there = [token for token, has in zip(only_there, escaped, strict=True) if not has and b'"' not in token[1:]]
         assert (only_here[:5], only_there[:5]) == ([], []), text
         assert ends.isdisjoint(here) == ends.isdisjoint(there), text
         return np.intersect1d(here, there).tolist()
