@@ -84,7 +84,7 @@ SCHEMAS = {
     "pattern": ({"type": "string", "pattern": "^[a-z]{2,4}-[0-9]{3}$"}, '"abc-123"'),
     "date": ({"type": "string", "format": "date"}, '"2024-02-29"'),
     "uuid": ({"type": "string", "format": "uuid"}, '"a9ffedb9-0123-4567-89ab-cdef01234567"'),
-    "map": ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"one":1,"\\u0000":22}'),
+    "map": ({"type": "object", "additionalProperties": {"type": "integer"}}, '{"one":1,"t\\t":22}'),
     "keys by pattern": (
         {"type": "object", "patternProperties": {"^[a-z]+$": {"type": "boolean"}}, "additionalProperties": False},
         '{"abc":true,"z":false}',
