@@ -8,7 +8,8 @@ import numbers
 from collections.abc import Mapping
 from typing import Any, TypeAlias, TypeVar, overload
 
-from mechanex_jax.errors import Verbatim, expected
+from mechanex_jax.errors import expected
+from mechanex_jax.validation import check_nesting
 
 JsonValue: TypeAlias = "dict[str, JsonValue] | list[JsonValue] | str | int | float | bool | None"
 """A value of which every part is one that JSON can hold."""
@@ -43,13 +44,11 @@ def plain(name: str, value: object) -> JsonValue:
       value: mappings (their keys become strings), lists, tuples, scalars, and arrays of any library (what has `tolist`).
 
     Raises:
-      ArgumentError: a part that JSON cannot hold, by its place; two keys that become the same string; or parts within parts
-        without end.
+      ArgumentError: a part that JSON cannot hold, by its place; two keys that become the same string; or parts too deep
+        inside one another.
     """
-    try:
-        return _plain(name, value)
-    except RecursionError:
-        raise expected(name, Verbatim("parts within parts, hundreds deep"), "a value with an end") from None
+    check_nesting(name, value)
+    return _plain(name, value)
 
 
 def _plain(name: str, value: object) -> JsonValue:

@@ -103,6 +103,14 @@ class Vocabulary:
         return max(int(np.diff(self.offsets).max(initial=1)), 1)
 
     @functools.cached_property
+    def single_bytes(self) -> np.ndarray:
+        """int32 [256], the last token of each single byte; -1 if there is none."""
+        tokens = np.full(256, -1, np.int32)
+        single = np.flatnonzero(np.diff(self.offsets) == 1)
+        tokens[self.bytes[self.offsets[single]]] = single
+        return tokens
+
+    @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the content: equal for tokenizers with which the same ids mean the same text."""
         digest = hashlib.sha256()

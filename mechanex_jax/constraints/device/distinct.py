@@ -11,9 +11,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-
-from mechanex_jax.tokenization.vocabulary import Vocabulary
 
 QUOTE, _BACKSLASH = 0x22, 0x5C
 _WORDS = 1024  # of the filter, 32 bits each: of 1,000 strings, one in 280 is taken for one of the others
@@ -88,11 +85,3 @@ def remembered(state: DistinctState, closes: jax.Array, height: jax.Array) -> Di
         flag = jnp.where(closes, jnp.uint32(1) << (bit & 31), jnp.uint32(0))
         seen = seen.at[word].set(seen[word] | flag, mode="promise_in_bounds")
     return state._replace(seen=seen)
-
-
-def single_bytes(vocabulary: Vocabulary) -> np.ndarray:
-    """int32 [256], the last token of each single byte; -1 if there is none."""
-    tokens = np.full(256, -1, np.int32)
-    single = np.flatnonzero(np.diff(vocabulary.offsets) == 1)
-    tokens[vocabulary.bytes[vocabulary.offsets[single]]] = single
-    return tokens

@@ -388,7 +388,7 @@ def pack_constraints(
         classes=per_row(lambda t, index: t.classes, np.zeros(256), np.int32),
         offsets=offsets,
         quote_row=per_row(lambda t, index: packed.quote_row[index], 0, np.int32),
-        byte_token=distinct.single_bytes(vocabulary) if packed.distinct else np.zeros(256, np.int32),
+        byte_token=vocabulary.single_bytes,
         data=data,
         max_depth=packed.max_depth,
         bisections=packed.bisections,

@@ -15,7 +15,7 @@ is as long as it can be may come twice; and it then counts twice for minProperti
 
 `format` is enforced for the values listed in `formats`. Refused, by keyword and path: uniqueItems over more than ten possible
 items that are not all strings of any length, patterns with lookaround or back-references, references to other documents,
-schemas that refer to themselves without reading anything, and whatever exceeds the limits on states and time.
+schemas that refer to themselves without reading anything, and whatever exceeds the limits on states and work.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def pushdown_automaton(
       schema: in any form that `sources.read_schema` reads.
       options: how its JSON is written. Whitespace is at most one line break followed by at most 16 spaces, behind `{`, `[`, `,`
         and `:` and before `,`, `}` and `]`.
-      limits: on states and time, of the whole and of every automaton in it.
+      limits: on states and work, of the whole and of every automaton in it.
 
     Raises:
       ConstraintError: not a schema (jsonschema's message and path), something that can't be held exactly (keyword and path),

@@ -186,7 +186,7 @@ def check(constraint: CompiledConstraint, start, token_bytes: list[bytes], examp
         only_here = [token_bytes[token] for token in np.setdiff1d(here, there)]
         only_here = [token for token in only_here if not left_out(text + token)]
         only_there = [token_bytes[token] for token in np.setdiff1d(there, here)]
-        if len(constraint.pushdown.boundary) and constraint.pushdown.distinct_ends.any():
+        if constraint.pushdown.distinct_ends.any():
             # A key that must be new has one spelling, without \\u, and ends with the first byte of a token, never behind others
             # (see `automata.pushdown`).
             escaped = [b"\\u" in text[-1:] + token for token in only_there]
