@@ -38,7 +38,7 @@ class Loops:
     def of(cls, moves: Moves, leaving: np.ndarray) -> Loops:
         """The loops of an automaton; `leaving`, bool [S], are the states at which a frame may be left.
 
-        There are none where strings must be distinct: what a token's end at a state costs is then not decided by what the state reads.
+        There are none where strings must be distinct: what a token's end costs there is not decided by what the state reads.
         """
         size = len(moves.target)
         if np.any(moves.pushdown.boundary != np.arange(size)):
