@@ -106,6 +106,7 @@ class Walker:
             ways[called] = (inner[:, :, None] + cost[back]).min(axis=1, initial=np.inf)
             lower = cost.copy()
             np.minimum.at(lower, sources, ways + step)
+            lower = np.minimum(lower, lower[net.boundary])  # every byte is read as a token
             if np.array_equal(lower, cost):
                 return cost
             cost = lower

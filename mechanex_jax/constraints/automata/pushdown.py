@@ -25,6 +25,7 @@ the strings that were closed in a frame, and does not close an equal one (`match
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import numpy as np
 
@@ -70,7 +71,7 @@ class PushdownAutomaton:
     boundary: np.ndarray
     longest: int = LONGEST
 
-    @property
+    @functools.cached_property
     def distinct_ends(self) -> np.ndarray:
         """bool [S], the states at which a distinct string may be closed."""
         ends = np.zeros(len(self.boundary), bool)
