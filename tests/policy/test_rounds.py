@@ -249,6 +249,7 @@ RETRIED = {"adaptive_temperature": True, "adaptive_top_p": True}
 CONSTRAINED = {
     "json_mode": True,
     "json_schema": {"type": "integer"},
+    "json_closed": True,
     "required_fields": ["a"],
     "tool_schema": TOOL,
     "regex_pattern": "a+",

@@ -30,7 +30,7 @@ class Machine:
         self.steering = Steering(self)
 
     def local_model(self, name):
-        tokenizer = SimpleNamespace(encode=list, encode_chat=lambda prompt: [0], bos_id=0)
+        tokenizer = SimpleNamespace(encode=lambda text, **options: list(text), encode_chat=lambda prompt: [0], bos_id=0)
         spec = SimpleNamespace(context=self.context, vocabulary=9, width=4, layers=2)
         return SimpleNamespace(name="machine", tokenizer=tokenizer, model=SimpleNamespace(spec=spec))
 
