@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from mechanex_jax.errors import CheckpointError, shown
 
+_FLOAT32 = 3.4028234663852886e38  # its largest number
 _INT32 = 2**31 - 1  # positions and ids are int32 on the device
 
 JsonObject: TypeAlias = dict[str, Any]
@@ -35,8 +35,8 @@ def whole(most: int) -> Kind:
 
 
 def number(value: object) -> bool:
-    """Whether a value is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that float32 holds, neither NaN nor infinite."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -_FLOAT32 <= value <= _FLOAT32
 
 
 def token_ids(value: object) -> bool:
@@ -47,7 +47,7 @@ def token_ids(value: object) -> bool:
 LAYERS = whole(10_000)
 SIZE = whole(2**24)
 POSITIONS = whole(_INT32)
-POSITIVE = Kind("a positive number", lambda value: number(value) and value > 0)
+POSITIVE = Kind("a positive number that float32 holds", lambda value: number(value) and value > 0)
 FLAG = Kind("true or false", lambda value: isinstance(value, bool))
 OBJECT = Kind("an object, or null", lambda value: value is None or isinstance(value, dict))
 TOKEN_IDS = Kind("a token id, a list of them, or null", token_ids)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from mechanex_jax.constraints import sources
 from mechanex_jax.errors import Verbatim, expected
 from mechanex_jax.signatures import suggests_arguments
+from mechanex_jax.validation import choice
 
 if TYPE_CHECKING:
     from mechanex_jax.constraints.compiler import HasTokenizer
@@ -74,8 +75,7 @@ def compile(
     chosen = [(kind, source) for kind, source in given.items() if source is not None]
     if len(chosen) != 1:
         raise expected("compile", Verbatim(f"{len(chosen)} constraints"), "one of json_schema, regex, grammar and choices")
-    if numbers not in sources.NUMBERS:
-        raise expected("numbers", numbers, '"short" or "any"')
+    choice(*sources.NUMBERS)("numbers", numbers)
     kind, source = chosen[0]
     options = sources.JsonOptions(whitespace, closed, numbers)
     compiled = compiler.compile_for(kind, source, options, compiler.Target.of(tokenizer))

@@ -59,12 +59,6 @@ def json_schema(name: str, value: object) -> None:
         raise expected(name, value, sources.SCHEMAS, "Give alternatives as choices, or as an enum.")
 
 
-def json_numbers(name: str, value: object) -> None:
-    """How long JSON's numbers may be."""
-    if value not in sources.NUMBERS:
-        raise expected(name, value, '"short" or "any"')
-
-
 def regex_pattern(name: str, value: object) -> None:
     """A regular expression, as text or compiled by `re.compile`."""
     text(name, value.pattern if isinstance(value, re.Pattern) else value)
@@ -157,6 +151,7 @@ def weights(name: str, value: object) -> None:
         raise expected(name, list(value), "a weight above 0")
 
 
+json_numbers = choice(*sources.NUMBERS)
 early_stopping = choice(True, False, "never")
 voting = choice("majority", "mean", "product")
 on_failure = choice("warn", "raise")

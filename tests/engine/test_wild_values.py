@@ -27,7 +27,12 @@ def deep(levels: int) -> dict[str, object]:
 
 REFUSED = {
     "no number": [("max_tokens", None), ("min_tokens", None), ("top_k", None), ("temperature", None)],
-    "an array": [("voting", np.zeros(0)), ("on_failure", np.zeros(3)), ("early_stopping", np.zeros((2, 2)))],
+    "an array": [
+        ("voting", np.zeros(0)),
+        ("on_failure", np.zeros(3)),
+        ("early_stopping", np.zeros((2, 2))),
+        ("json_numbers", np.zeros(3)),
+    ],
     "no hash": [("steering_preset", {}), ("voting", []), ("sampling_method", {"a": 1})],
     "no end": [
         ("steering_layers", endless()),
